@@ -1,0 +1,103 @@
+"""Grouped-query attention with rotary positions and clamped queries, keys and values.
+
+Needs   normalised hidden states (batch, pos, d_model) and the rotary tables of their positions.
+Yields  the attention output (batch, pos, d_model).
+
+The fused kernel runs unless something hooks the scores or the pattern, which it never forms; then the same sum is
+computed step by step. Both are the same function to rounding.
+
+Source: rotary positions, Su et al. 2021, arXiv:2104.09864 (halves rotated, as in Llama); grouped queries, Ainslie et
+al. 2023, arXiv:2305.13245.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformer_lens.hook_points import HookPoint
+
+from model.config import MoEConfig
+
+# Shapes: B batch, P position, D d_model, H heads, G key-value heads, d d_head.
+
+
+class Attention(nn.Module):
+    """Causal self-attention of one block."""
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.W_qkv = nn.Parameter(torch.empty(config.d_qkv, config.d_model))
+        self.W_out = nn.Parameter(torch.empty(config.d_model, config.d_model))
+        self.hook_q = HookPoint()
+        self.hook_k = HookPoint()
+        self.hook_v = HookPoint()
+        self.hook_rot_q = HookPoint()
+        self.hook_rot_k = HookPoint()
+        self.hook_attn_scores = HookPoint()
+        self.hook_pattern = HookPoint()
+        self.hook_z = HookPoint()
+
+    def forward(self, x_BPD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention output (batch, pos, d_model)."""
+        c = self.config
+        qkv = F.linear(x_BPD, self.W_qkv)
+        if c.clip_qkv is not None:
+            qkv = qkv.clamp(-c.clip_qkv, c.clip_qkv)
+        kv_width = c.n_key_value_heads * c.d_head
+        q, k, v = (
+            part.unflatten(-1, (-1, c.d_head))
+            for part in qkv.split([c.d_model, kv_width, kv_width], dim=-1)
+        )
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        q = self.hook_rot_q(rotate(q, rotary))
+        k = self.hook_rot_k(rotate(k, rotary))
+        z = self.hook_z(self._mix(q, k, v))
+        return F.linear(z.flatten(-2), self.W_out)
+
+    def _mix(self, q_BPHd: Tensor, k_BPGd: Tensor, v_BPGd: Tensor) -> Tensor:
+        """Values mixed by attention, (batch, pos, head, d_head)."""
+        q, k, v = (t.transpose(1, 2) for t in (q_BPHd, k_BPGd, v_BPGd))
+        repeats = self.config.n_heads // self.config.n_key_value_heads
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        if not (is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        scores = q @ k.mT / self.config.d_head**0.5
+        P = scores.shape[-1]
+        future = torch.ones(P, P, dtype=torch.bool, device=q.device).triu(1)
+        scores = self.hook_attn_scores(scores.masked_fill(future, float("-inf")))
+        pattern = self.hook_pattern(scores.softmax(-1, dtype=torch.float32).to(v.dtype))
+        return (pattern @ v).transpose(1, 2)
+
+
+def is_hooked(point: HookPoint) -> bool:
+    """Whether anything, by TransformerLens or by torch, listens at this point."""
+    return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
+
+
+def rotary_tables(config: MoEConfig, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's rotary angles, each (n_ctx, d_head), float32.
+
+    Example:
+        >>> from model.config import NANO
+        >>> cos, sin = rotary_tables(NANO)
+        >>> tuple(cos.shape), cos[0].min().item()
+        ((128, 24), 1.0)
+    """
+    pairs = torch.arange(0, config.d_head, 2, dtype=torch.float32, device=device) / config.d_head
+    angles = torch.arange(config.n_ctx, dtype=torch.float32, device=device)[:, None] * (
+        1.0 / config.rope_theta**pairs
+    )
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BPHd: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns each pair (i, i + d/2) of a head by its position's angle; norms stay."""
+    cos_Pd, sin_Pd = rotary
+    half = x_BPHd.shape[-1] // 2
+    turned = torch.cat([-x_BPHd[..., half:], x_BPHd[..., :half]], dim=-1)
+    cos, sin = cos_Pd.unsqueeze(-2).to(x_BPHd.dtype), sin_Pd.unsqueeze(-2).to(x_BPHd.dtype)
+    return x_BPHd * cos + turned * sin

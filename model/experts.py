@@ -1,0 +1,130 @@
+"""The experts of one layer: gated linear units, each applied to the tokens routed to it, none dropped.
+
+Needs   hidden states (batch, pos, d_model), ids and gates (batch, pos, k).
+Yields  the gate-weighted sum of the chosen experts' outputs (batch, pos, d_model).
+
+An expert computes (silu(x W_gate) * (x W_in)) W_out. Tokens are sorted by expert, so that each product over all experts
+is one grouped matrix product; `experts_reference` is the same sum written as a loop, to check against.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformer_lens.hook_points import HookPoint
+
+from model.config import MoEConfig
+
+# Shapes: T tokens (batch x pos), D d_model, F d_mlp, E experts, K experts per token, N = T x K assignments.
+
+
+class Experts(nn.Module):
+    """All experts of a layer. The weights of `gate` and `in` lie side by side, so that one product makes both."""
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__()
+        E, D, H = config.num_experts, config.d_model, config.d_mlp
+        self.num_experts = E
+        self.W_gate_in = nn.Parameter(torch.empty(E, D, 2 * H))
+        self.W_out = nn.Parameter(torch.empty(E, H, D))
+        self.hook_post = HookPoint()
+
+    def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
+        """Gate-weighted sum of expert outputs, (T, d_model), in the dtype of `x_TD`."""
+        T, K = ids_TK.shape
+        order_N, ends_E = sort_by_expert(ids_TK, self.num_experts)
+        inverse_N = torch.empty_like(order_N).scatter_(
+            0, order_N, torch.arange(T * K, device=order_N.device)
+        )
+        x_ND = _Dispatch.apply(x_TD, order_N, inverse_N, K)
+        h_NF = grouped_matmul(x_ND, self.W_gate_in, ends_E)
+        gate_NF, in_NF = h_NF.chunk(2, dim=-1)
+        h_NF = self.hook_post(F.silu(gate_NF) * in_NF)
+        y_ND = grouped_matmul(h_NF, self.W_out, ends_E)
+        y_TKD = _Permute.apply(y_ND, inverse_N, order_N).view(T, K, -1)
+        return torch.matmul(gates_TK.to(y_TKD.dtype).unsqueeze(1), y_TKD).squeeze(1)
+
+
+def sort_by_expert(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Order of the assignments by expert, and where each expert's stretch ends.
+
+    Args:
+        ids_TK: chosen experts, (tokens, k), int64.
+
+    Returns:
+        order (tokens * k,): index into the flattened ids, stable within an expert; ends (experts,) int32: exclusive.
+
+    Example:
+        >>> order, ends = sort_by_expert(torch.tensor([[1], [0], [1]]), 3)
+        >>> order.tolist(), ends.tolist()
+        ([1, 0, 2], [1, 3, 3])
+    """
+    ids_N = ids_TK.flatten()
+    order_N = ids_N.argsort(stable=True)
+    # Not bincount: it sizes its result from the data, so the host would wait for the GPU.
+    counts_E = torch.zeros(num_experts, dtype=torch.int32, device=ids_N.device)
+    counts_E.scatter_add_(0, ids_N, torch.ones_like(ids_N, dtype=torch.int32))
+    return order_N, counts_E.cumsum(0, dtype=torch.int32)
+
+
+def grouped_matmul(x_NA: Tensor, W_EAB: Tensor, ends_E: Tensor) -> Tensor:
+    """Row n times the matrix of the expert whose stretch n lies in: (N, A) x (E, A, B) -> (N, B)."""
+    if torch.is_autocast_enabled(x_NA.device.type):
+        dtype = torch.get_autocast_dtype(x_NA.device.type)
+        x_NA, W_EAB = x_NA.to(dtype), W_EAB.to(dtype)
+    if x_NA.dtype in (torch.bfloat16, torch.float32, torch.float16):
+        return F.grouped_mm(x_NA, W_EAB, offs=ends_E)
+    # Double precision has no grouped kernel.
+    parts = x_NA.tensor_split(ends_E[:-1].cpu().long())
+    return torch.cat([part @ W for part, W in zip(parts, W_EAB, strict=True)])
+
+
+def experts_reference(
+    experts: Experts, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor
+) -> Tensor:
+    """What `Experts.forward` computes, one expert and one plain product at a time."""
+    out_TD = torch.zeros_like(x_TD)
+    for e in range(experts.num_experts):
+        token, slot = (ids_TK == e).nonzero(as_tuple=True)
+        gate, up = (x_TD[token] @ experts.W_gate_in[e]).chunk(2, dim=-1)
+        y = (F.silu(gate) * up) @ experts.W_out[e]
+        out_TD = out_TD.index_add(0, token, y * gates_TK[token, slot, None].to(y.dtype))
+    return out_TD
+
+
+class _Dispatch(torch.autograd.Function):
+    """Row n of the result is the token of assignment order[n].
+
+    Plain indexing would sum its gradient with atomic adds, in an order that changes from run to run on a GPU;
+    undoing the permutation and summing over k is exact, repeatable and faster.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        ctx.k = k
+        return x_TD.index_select(0, order_N // k)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse_N,) = ctx.saved_tensors
+        grad_ND = grads[0]
+        back = grad_ND.index_select(0, inverse_N)
+        return back.view(-1, ctx.k, grad_ND.shape[-1]).sum(1), None, None, None
+
+
+class _Permute(torch.autograd.Function):
+    """Row n of the result is row index[n]; the gradient goes back through the inverse, without adding."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, index_N: Tensor, inverse_N: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        return x_ND.index_select(0, index_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (inverse_N,) = ctx.saved_tensors
+        return grads[0].index_select(0, inverse_N), None, None

@@ -1,0 +1,159 @@
+"""The record as data: every variable of a run's store with its dims, dtype, unit and meaning.
+
+Needs   nothing: this is the table that writing and opening are checked against.
+Yields  SCHEMA, group -> name -> Variable; `conform`, which names every departure at once.
+
+Dims     step: one optimizer step. checkpoint: one saved checkpoint, labelled by its step. sample: one reading of
+         a slow quantity. layer, expert, expert2: from 0. domain, task: by name. item: a task's question. token: a
+         position in the fixed probe set. k: rank of a chosen expert, the most probable first.
+Sums     Counts are sums over every training token of the step (all micro-batches, all ranks), never means of means;
+         padding and evaluation passes are left out. Float means are over the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xarray as xr
+
+from workbench.errors import SchemaError
+
+VERSION = 1
+"""Raised by one whenever a stored variable changes its meaning, dims or dtype."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One stored variable: what its axes are, how it is held, its unit and what it says."""
+
+    dims: tuple[str, ...]
+    dtype: str
+    units: str
+    meaning: str
+
+
+ROUTER = {
+    "tokens": Variable(
+        ("step",), "int64", "tokens", "Training tokens that passed the routers in this step."
+    ),
+    "assignments": Variable(
+        ("step", "layer", "expert"), "int64", "assignments",
+        "Tokens sent to this expert; over experts they sum to tokens x k.",
+    ),
+    "gate_mass": Variable(
+        ("step", "layer", "expert"), "float32", "tokens",
+        "Sum over tokens of this expert's gate (after renormalisation), 0 where it was not chosen.",
+    ),
+    "prob_mass": Variable(
+        ("step", "layer", "expert"), "float32", "tokens",
+        "Sum over tokens of this expert's probability in the softmax over all experts.",
+    ),
+    "entropy": Variable(
+        ("step", "layer"), "float32", "nats",
+        "Entropy of the softmax over all experts, mean over tokens; at most ln E.",
+    ),
+    "margin": Variable(
+        ("step", "layer"), "float32", "logits",
+        "Logit of the last chosen expert less that of the first left out, mean over tokens.",
+    ),
+    "z_squared": Variable(
+        ("step", "layer"), "float32", "logits^2",
+        "Square of logsumexp of the router logits, mean over tokens: the router z-loss.",
+    ),
+    "topk_mass": Variable(
+        ("step", "layer"), "float32", "1",
+        "Probability that the softmax gives to the chosen experts together, mean over tokens.",
+    ),
+    "near_tie": Variable(
+        ("step", "layer"), "float32", "1",
+        "Share of tokens whose margin is under 0.1 logits: a small change would reroute them.",
+    ),
+    "domain_assignments": Variable(
+        ("step", "layer", "domain", "expert"), "int64", "assignments",
+        "Tokens of this domain sent to this expert; over domains they sum to `assignments`.",
+    ),
+    "coactivation": Variable(
+        ("sample", "layer", "expert", "expert2"), "int64", "tokens",
+        "Tokens of the sampled step for which both experts were chosen; the diagonal is the load.",
+    ),
+}
+
+TRAIN = {
+    "loss": Variable(
+        ("step",), "float32", "nats/token", "Next-token cross-entropy, mean over the step's tokens."
+    ),
+    "lr": Variable(("step",), "float32", "1", "Learning rate of the step."),
+    "grad_norm": Variable(
+        ("step",), "float32", "1", "Euclidean norm of all gradients before clipping."
+    ),
+    "tokens_seen": Variable(
+        ("step",), "int64", "tokens", "Training tokens up to and including this step."
+    ),
+    "utc": Variable(("step",), "float64", "s", "UTC at the end of the step, seconds since 1970."),
+}
+
+EVALUATIONS = {
+    "correct": Variable(
+        ("checkpoint", "task", "item"), "int8", "1",
+        "1 where the right answer was the most probable choice, 0 where not, -1 where no such item.",
+    ),
+    "logprob": Variable(
+        ("checkpoint", "task", "item"), "float32", "nats",
+        "Log-probability of the right answer among all continuations; NaN where no such item.",
+    ),
+}
+
+ACTIVATIONS = {
+    "expert_ids": Variable(
+        ("checkpoint", "token", "layer", "k"), "int16", "expert",
+        "Experts chosen for this token of the fixed probe set, the most probable first.",
+    ),
+    "router_probs": Variable(
+        ("checkpoint", "token", "layer", "expert"), "float32", "1",
+        "Softmax over all experts for this token of the fixed probe set.",
+    ),
+}
+
+SCHEMA: Mapping[str, Mapping[str, Variable]] = {
+    "router": ROUTER,
+    "train": TRAIN,
+    "evaluations": EVALUATIONS,
+    "activations": ACTIVATIONS,
+}
+
+NEAR_TIE_LOGITS = 0.1
+"""Margin under which a token counts as nearly tied, logits."""
+
+
+def conform(ds: xr.Dataset, group: str) -> xr.Dataset:
+    """`ds` with units and meanings attached, or one SchemaError that names every departure.
+
+    Variables of the group may be missing (a run need not evaluate); unknown ones, wrong dims and wrong dtypes are
+    refused, all in one message.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = xr.Dataset({"loss": ("step", np.zeros(3, "float32"))})
+        >>> conform(loss, "train")["loss"].attrs["units"]
+        'nats/token'
+    """
+    if group not in SCHEMA:
+        raise SchemaError(f"no group {group!r} in the schema; the groups are {', '.join(SCHEMA)}.")
+    schema = SCHEMA[group]
+    faults = []
+    for name, got in ds.data_vars.items():
+        want = schema.get(str(name))
+        if want is None:
+            faults.append(f"{name}: not in the schema of {group!r}; it knows {', '.join(schema)}")
+        elif got.dims != want.dims or got.dtype != want.dtype:
+            faults.append(
+                f"{name}: {got.dims} {got.dtype}, expected {want.dims} {want.dtype}"
+            )
+    if faults:
+        raise SchemaError(f"{group} departs from the schema:\n  " + "\n  ".join(faults))
+    notes = {
+        str(n): {"units": schema[str(n)].units, "long_name": schema[str(n)].meaning}
+        for n in ds.data_vars
+    }
+    return ds.assign({n: ds[n].assign_attrs(a) for n, a in notes.items()})
