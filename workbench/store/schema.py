@@ -1,13 +1,16 @@
 """The record as data: every variable of a run's store with its dims, dtype, unit and meaning.
 
 Needs   nothing: this is the table that writing and opening are checked against.
-Yields  SCHEMA, group -> name -> Variable; `conform`, which names every departure at once.
+Yields  SCHEMA, group -> name -> Variable; COORDINATES, the labels stored beside them; GROWING, the
+        dims that rows are appended along; `conform`, which names every departure at once.
 
-Dims     step: one optimizer step. checkpoint: one saved checkpoint, labelled by its step. sample: one reading of
-         a slow quantity. layer, expert, expert2: from 0. domain, task: by name. item: a task's question. token: a
-         position in the fixed probe set. k: rank of a chosen expert, the most probable first.
-Sums     Counts are sums over every training token of the step (all micro-batches, all ranks), never means of means;
-         padding and evaluation passes are left out. Float means are over the same tokens.
+Dims     step: one optimizer step. checkpoint: one saved checkpoint, labelled by its step. sample:
+         one reading of a slow quantity. layer, expert, expert2: from 0. domain, task: by name.
+         item: a task's question. token: a position in the fixed probe set. k: rank of a chosen
+         expert, the most probable first.
+Sums     Counts are sums over every training token of the step (all micro-batches, all ranks), never
+         means of means; padding and evaluation passes are left out. Float means are over the same
+         tokens.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ class Variable:
     meaning: str
 
 
+# fmt: off
+# A table reads as a table: one variable, one entry.
 ROUTER = {
     "tokens": Variable(
         ("step",), "int64", "tokens", "Training tokens that passed the routers in this step."
@@ -96,7 +101,7 @@ TRAIN = {
 EVALUATIONS = {
     "correct": Variable(
         ("checkpoint", "task", "item"), "int8", "1",
-        "1 where the right answer was the most probable choice, 0 where not, -1 where no such item.",
+        "1 where the right answer was the most probable choice, 0 where not, -1: no such item.",
     ),
     "logprob": Variable(
         ("checkpoint", "task", "item"), "float32", "nats",
@@ -115,12 +120,65 @@ ACTIVATIONS = {
     ),
 }
 
+# fmt: on
+
 SCHEMA: Mapping[str, Mapping[str, Variable]] = {
     "router": ROUTER,
     "train": TRAIN,
     "evaluations": EVALUATIONS,
     "activations": ACTIVATIONS,
 }
+
+_STEP = Variable(("step",), "int64", "1", "Optimizer step, ascending.")
+_CHECKPOINT = Variable(
+    ("checkpoint",), "int64", "1", "Optimizer step after which the weights were saved, ascending."
+)
+_SEEN = Variable(
+    ("checkpoint",), "int64", "tokens", "Training tokens that the checkpoint has learned from."
+)
+_LAYER = Variable(("layer",), "int64", "1", "Layer of the model, from 0.")
+_EXPERT = Variable(("expert",), "int64", "1", "Expert of a layer, from 0.")
+
+COORDINATES: Mapping[str, Mapping[str, Variable]] = {
+    "router": {
+        "step": _STEP,
+        "sample": Variable(("sample",), "int64", "1", "Optimizer step of the sample, ascending."),
+        "layer": _LAYER,
+        "expert": _EXPERT,
+        "expert2": Variable(("expert2",), "int64", "1", "The other expert of a pair, from 0."),
+        "domain": Variable(("domain",), "str", "1", "Where a training document comes from."),
+    },
+    "train": {"step": _STEP},
+    "evaluations": {
+        "checkpoint": _CHECKPOINT,
+        "tokens_seen": _SEEN,
+        "task": Variable(("task",), "str", "1", "Evaluation task, '<family>/<task>'."),
+        "family": Variable(("task",), "str", "1", "Family of the task."),
+        "chance": Variable(("task",), "float64", "1", "Accuracy that guessing earns."),
+        "items": Variable(
+            ("task",), "int64", "items", "Items of the task; later ones are padding."
+        ),
+    },
+    "activations": {
+        "checkpoint": _CHECKPOINT,
+        "tokens_seen": _SEEN,
+        "token_id": Variable(("token",), "int64", "1", "Vocabulary id of the probe token."),
+        "domain": Variable(("token",), "str", "1", "Domain that the probe token comes from."),
+        "layer": _LAYER,
+        "expert": _EXPERT,
+    },
+}
+"""Labels stored beside the variables of each group."""
+
+GROWING: Mapping[str, tuple[str, ...]] = {
+    "router": ("step", "sample"),
+    "train": ("step",),
+    "evaluations": ("checkpoint",),
+    "activations": ("checkpoint",),
+}
+"""Dims that rows are appended along; every other dim has the length that the run's layout
+states.
+"""
 
 NEAR_TIE_LOGITS = 0.1
 """Margin under which a token counts as nearly tied, logits."""
@@ -129,8 +187,8 @@ NEAR_TIE_LOGITS = 0.1
 def conform(ds: xr.Dataset, group: str) -> xr.Dataset:
     """`ds` with units and meanings attached, or one SchemaError that names every departure.
 
-    Variables of the group may be missing (a run need not evaluate); unknown ones, wrong dims and wrong dtypes are
-    refused, all in one message.
+    Variables of the group may be missing (a run need not evaluate); unknown ones, wrong dims and
+    wrong dtypes are refused, all in one message.
 
     Example:
         >>> import numpy as np
@@ -147,9 +205,7 @@ def conform(ds: xr.Dataset, group: str) -> xr.Dataset:
         if want is None:
             faults.append(f"{name}: not in the schema of {group!r}; it knows {', '.join(schema)}")
         elif got.dims != want.dims or got.dtype != want.dtype:
-            faults.append(
-                f"{name}: {got.dims} {got.dtype}, expected {want.dims} {want.dtype}"
-            )
+            faults.append(f"{name}: {got.dims} {got.dtype}, expected {want.dims} {want.dtype}")
     if faults:
         raise SchemaError(f"{group} departs from the schema:\n  " + "\n  ".join(faults))
     notes = {

@@ -1,0 +1,105 @@
+"""One consistent state of a store, as labelled arrays.
+
+Needs   an Icechunk repository and a snapshot of it.
+Yields  Snapshot: groups as lazy datasets with units, meanings and text labels.
+
+A snapshot never changes: what a writer commits meanwhile is seen by opening a newer one.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import icechunk as ic
+import numpy as np
+import xarray as xr
+import zarr
+
+from workbench.errors import RunNotFound, SchemaError
+from workbench.store.layout import Layout, ProbeTokens
+from workbench.store.schema import SCHEMA, VERSION
+
+ROOT = "workbench"
+"""Attribute of the root group under which layout and versions are kept."""
+
+
+class Snapshot:
+    """A store as it was at one commit.
+
+    Args:
+        repository: the Icechunk repository.
+        id: the snapshot's id.
+    """
+
+    def __init__(self, repository: ic.Repository, id: str) -> None:
+        self.id = id
+        self._session = repository.readonly_session(snapshot_id=id)
+        self.root = zarr.open_group(self._session.store, mode="r", zarr_format=3)
+        found = int(self.note.get("schema", 0))
+        if not 1 <= found <= VERSION:
+            raise SchemaError(
+                f"the store was written with schema version {found}, this installation reads 1 to "
+                f"{VERSION}; install the version of the workbench that wrote it, or a newer one."
+            )
+
+    @cached_property
+    def note(self) -> dict[str, Any]:
+        """What the workbench wrote about the store: schema version, layout, attributes of the
+        run.
+        """
+        return dict(self.root.attrs.get(ROOT, {}))  # type: ignore[arg-type]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The attributes given when the store was made."""
+        return dict(self.note.get("attrs", {}))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Sizes and labels of the fixed dims."""
+        tokens = None
+        if "activations/token_id" in self.root:
+            ids, domains = self.root["activations/token_id"], self.root["activations/domain"]
+            assert isinstance(ids, zarr.Array)
+            assert isinstance(domains, zarr.Array)
+            tokens = ProbeTokens(
+                tuple(int(i) for i in np.asarray(ids[:])),
+                tuple(str(d) for d in np.asarray(domains[:])),
+            )
+        return Layout.from_json(self.note["layout"], tokens)
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Groups that hold rows, in the order of the schema."""
+        held = []
+        for name in SCHEMA:
+            group = self.root.get(name)
+            if isinstance(group, zarr.Group) and any(v in group for v in SCHEMA[name]):
+                held.append(name)
+        return tuple(held)
+
+    def labels(self, group: str, dim: str) -> np.ndarray:
+        """The labels of a growing dim, such as the recorded steps; empty where there are none."""
+        array = self.root.get(f"{group}/{dim}")
+        return np.asarray(array[:]) if isinstance(array, zarr.Array) else np.empty(0, np.int64)
+
+    def dataset(self, group: str) -> xr.Dataset:
+        """`group` as a lazy dataset; RunNotFound where nothing was recorded in it.
+
+        Text labels are numpy strings (on disk: Zarr's variable-length string, see arrays.py);
+        variables are read when they are used, and only the chunks asked for.
+        """
+        if group not in self.groups:
+            known = "the record holds " + ", ".join(self.groups) if self.groups else "it is empty"
+            raise RunNotFound(f"nothing is recorded in {group!r}; {known}.")
+        ds = xr.open_dataset(
+            self._session.store,
+            engine="zarr", group=group, consolidated=False, zarr_format=3,
+        )  # fmt: skip
+        text = {
+            name: (coord.dims, np.array(coord.values.tolist(), dtype=str), coord.attrs)
+            for name, coord in ds.coords.items()
+            if coord.dtype.kind in "TO"
+        }
+        return ds.assign_coords(text)

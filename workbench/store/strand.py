@@ -1,0 +1,139 @@
+"""Rows that grow together: the variables of one group along one dim.
+
+Needs   arrays whose first dim is the growing one, labelled by it.
+Yields  the same rows at the end of the group's Zarr arrays, each chunk written whole.
+
+The variables of a strand are settled by its first rows and always have equal length. Rows wait in
+memory until `write`; the rows of the last, partly filled chunk stay in memory, so that a chunk is
+rewritten without being read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import zarr
+
+from workbench.errors import SchemaError
+from workbench.store.arrays import create_array
+from workbench.store.schema import COORDINATES, SCHEMA, Variable
+
+Rows = Mapping[str, np.ndarray]
+
+
+def variables_along(group: str, dim: str) -> dict[str, Variable]:
+    """Every variable and coordinate of `group` that grows along `dim`, the label first."""
+    stored = {**COORDINATES[group], **SCHEMA[group]}
+    along = {name: v for name, v in stored.items() if v.dims[0] == dim}
+    return {dim: along.pop(dim), **along}
+
+
+class Strand:
+    """The end of one group's rows along one dim, open for more.
+
+    Args:
+        group, dim: which strand, such as "router" and "step".
+        stored: the group as the branch holds it now, or None where nothing was written yet.
+    """
+
+    def __init__(self, group: str, dim: str, stored: zarr.Group | None) -> None:
+        self.group = group
+        self.dim = dim
+        self.known = variables_along(group, dim)
+        self.count = 0
+        self.last: int | None = None
+        self._names: tuple[str, ...] = ()
+        self._pending: dict[str, list[np.ndarray]] = {}
+        # Rows since the last chunk boundary, per variable; chunks differ in length.
+        self._tail: dict[str, np.ndarray] = {}
+        self._next_tail: dict[str, np.ndarray] = {}
+        if stored is not None and dim in stored:
+            self._read_end(stored)
+
+    def _read_end(self, stored: zarr.Group) -> None:
+        arrays = dict(stored.arrays())
+        self._names = tuple(name for name in self.known if name in arrays)
+        self.count = arrays[self.dim].shape[0]
+        for name in self._names:
+            array = arrays[name]
+            self._tail[name] = np.asarray(array[self.count - self.count % array.chunks[0] :])
+        if self.count:
+            labels = self._tail[self.dim]
+            self.last = int(labels[-1] if labels.size else np.asarray(arrays[self.dim][-1:])[0])
+
+    @property
+    def waiting(self) -> int:
+        """Rows appended and not yet written."""
+        return sum(len(labels) for labels in self._pending.get(self.dim, ()))
+
+    def check(self, rows: Rows, sizes: Mapping[str, int]) -> list[str]:
+        """Every way in which `rows` depart from the schema, the layout and the rows before them."""
+        faults = []
+        count = len(rows[self.dim])
+        for name, array in rows.items():
+            want = self.known[name]
+            lengths = {self.dim: count, **{dim: sizes[dim] for dim in want.dims[1:]}}
+            if array.dtype != np.dtype(want.dtype) or array.shape != tuple(lengths.values()):
+                expected = ", ".join(f"{dim}={n}" for dim, n in lengths.items())
+                faults.append(
+                    f"{name}: shape {array.shape} {array.dtype}, expected ({expected}) {want.dtype}"
+                )
+        if self._names and set(rows) != set(self._names):
+            missing = [name for name in self._names if name not in rows]
+            extra = [name for name in rows if name not in self._names]
+            faults += [f"{name}: missing, and the rows before have it" for name in missing]
+            faults += [f"{name}: the rows before do not have it" for name in extra]
+        return faults
+
+    def check_order(self, labels: np.ndarray, branch: str) -> None:
+        """SchemaError where the labels do not ascend from the last row on."""
+        if labels.size == 0:
+            return
+        first, previous = int(labels[0]), self.last
+        if previous is not None and first <= previous:
+            raise SchemaError(
+                f"{self.group}: {self.dim} {first} comes after {self.dim} {previous} on branch "
+                f"{branch!r}; they must ascend. To go back to a checkpoint, roll the branch back "
+                f"first: store.rollback({branch!r}, to_step=...)."
+            )
+        if (np.diff(labels) <= 0).any():
+            at = int(np.argmax(np.diff(labels) <= 0))
+            raise SchemaError(
+                f"{self.group}: {self.dim} {labels[at + 1]} comes after {self.dim} {labels[at]} "
+                f"within one append; they must ascend."
+            )
+
+    def push(self, rows: Rows) -> None:
+        """Keep checked rows until the next `write`. The arrays are copied: the caller may reuse
+        them.
+        """
+        if not len(rows[self.dim]):
+            return
+        self._names = self._names or tuple(name for name in self.known if name in rows)
+        for name in self._names:
+            self._pending.setdefault(name, []).append(np.array(rows[name]))
+        self.last = int(rows[self.dim][-1])
+
+    def write(self, group: zarr.Group, sizes: dict[str, int]) -> None:
+        """Write what waits; it counts as written only when `settle` follows, so a failed commit can
+        be tried again.
+        """
+        # All at once: every look-up through zarr costs most of a millisecond.
+        arrays = dict(group.arrays())
+        for name in self._names:
+            new = self._pending[name]
+            array = arrays.get(name) or create_array(group, name, self.known[name], sizes)
+            tail = self._tail.get(name)
+            block = np.concatenate(new if tail is None else [tail, *new])
+            start = self.count - (0 if tail is None else len(tail))
+            stop = start + len(block)
+            array.resize((stop, *array.shape[1:]))
+            array[start:stop] = block
+            self._next_tail[name] = block[stop - stop % array.chunks[0] - start :].copy()
+
+    def settle(self) -> None:
+        """The rows of the last `write` are committed."""
+        self.count += self.waiting
+        self._pending.clear()
+        self._tail, self._next_tail = self._next_tail, {}

@@ -1,0 +1,282 @@
+"""The one writer of a branch: rows in, durable commits out.
+
+Needs   a store, a branch nobody else writes.
+Yields  StoreWriter: `append`, `commit`, `tag_checkpoint`.
+
+Promise  What `commit` has acknowledged survives a kill of the process and a power cut. A reader
+         sees all of a commit or none of it.
+Order    lock of the repository, chunks, flush (a snapshot that no branch shows yet), sync, branch
+         moved to it, sync, lock freed.
+Locks    A branch has one writer, for as long as it lives (a second is refused). Writers of other
+         branches take turns commit by commit on the repository's lock: arms may train at the same
+         time. Nothing is half written outside that lock, so whoever cleans up takes it too.
+Threads  One thread at a time; it need not be the one that made the writer. Do not fork a process
+         that has used Icechunk and use it in the child: it hangs there. Spawn instead (DataLoader
+         workers that leave the store alone are safe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from workbench.errors import SchemaError, StoreBusy, UsageError
+from workbench.store.arrays import create_array
+from workbench.store.durable import sync_tree
+from workbench.store.layout import Layout
+from workbench.store.names import CheckpointTag
+from workbench.store.schema import COORDINATES, GROWING, SCHEMA, VERSION
+from workbench.store.snapshot import ROOT, Snapshot
+from workbench.store.strand import Strand, variables_along
+
+if TYPE_CHECKING:
+    from workbench.store.run_store import RunStore
+
+
+def label_values(layout: Layout, group: str, name: str) -> np.ndarray | None:
+    """The labels of a fixed dim, or None where the layout leaves them open."""
+    tokens = layout.tokens
+    values: dict[str, Any] = {
+        "layer": layout.layers,
+        "expert": range(layout.experts),
+        "expert2": range(layout.experts),
+        "domain": tokens and tokens.domains if group == "activations" else layout.domains,
+        "task": [task.name for task in layout.tasks],
+        "family": [task.family for task in layout.tasks],
+        "chance": [task.chance for task in layout.tasks],
+        "items": [task.items for task in layout.tasks],
+        "token_id": tokens and tokens.ids,
+    }
+    if not values[name]:
+        return None
+    dtype = COORDINATES[group][name].dtype
+    return np.array(values[name], dtype=object if dtype == "str" else dtype)
+
+
+def write_labels(root: zarr.Group, layout: Layout, attrs: Mapping[str, Any]) -> None:
+    """Write the layout: root attributes, and in every group the labels that are stated and not
+    there yet.
+    """
+    note: dict[str, Any] = {"schema": VERSION, "layout": layout.to_json(), "attrs": dict(attrs)}
+    root.attrs[ROOT] = note
+    for name in SCHEMA:
+        group = root.require_group(name)
+        off_axis = [n for n, v in COORDINATES[name].items() if v.dims != (n,)]
+        if off_axis:
+            # Tells xarray that these are labels although no axis has their name.
+            group.attrs["coordinates"] = " ".join(off_axis)
+        for label, variable in COORDINATES[name].items():
+            if variable.dims[0] in GROWING[name] or label in group:
+                continue
+            values = label_values(layout, name, label)
+            if values is not None:
+                create_array(group, label, variable, layout.sizes)[:] = values
+
+
+class StoreWriter:
+    """Appends rows to one branch. Made by `RunStore.writer`; use it as a context.
+
+    Leaving the context normally commits what waits; leaving it by an exception drops what waits,
+    because groups that belong together may have been appended only in part.
+
+    Raises:
+        StoreBusy: another process writes to this branch.
+    """
+
+    def __init__(self, store: RunStore, branch: str) -> None:
+        self.branch = branch
+        self._store = store
+        self._lock = store.branch_lock(branch)
+        self._lock.acquire()
+        try:
+            self._turn = store.commit_lock()
+            self.snapshot_id = store.tip(branch)
+            snapshot = Snapshot(store.repository, self.snapshot_id)
+            self.layout = snapshot.layout
+            self._attrs = snapshot.attrs
+            self._relabel = False
+            self._strands = {
+                (group, dim): Strand(group, dim, self._stored(snapshot, group))
+                for group, dims in GROWING.items()
+                for dim in dims
+            }
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @staticmethod
+    def _stored(snapshot: Snapshot, group: str) -> zarr.Group | None:
+        stored = snapshot.root.get(group)
+        return stored if isinstance(stored, zarr.Group) else None
+
+    def last(self, group: str, dim: str | None = None) -> int | None:
+        """Label of the last row of `group`, waiting rows included; None where it has none.
+
+        Example: `writer.last("router")` after a resume is the last recorded step.
+        """
+        return self._strands[group, dim or GROWING[group][0]].last
+
+    @property
+    def waiting(self) -> int:
+        """Rows appended and not yet committed, over all groups."""
+        return sum(strand.waiting for strand in self._strands.values())
+
+    def fill_layout(self, **more: Any) -> None:
+        """State what the layout left empty: tasks=, tokens= or domains=. Stored with the next
+        commit.
+        """
+        filled = self.layout.filled(**more)
+        self._relabel = self._relabel or filled != self.layout
+        self.layout = filled
+
+    def append(self, group: str, rows: Mapping[str, np.ndarray]) -> None:
+        """Add rows at the end of `group`; they are durable after the next `commit`.
+
+        Args:
+            group: "router", "train", "evaluations" or "activations".
+            rows: variables by name, each with the growing dim first, and that dim's labels under
+                its name ("step" for router and train, "checkpoint" for evaluations and activations;
+                in router also "sample" with "coactivation"). Dtypes as in the schema. The variables
+                of the first append are those of every later one.
+
+        Raises:
+            SchemaError: anything departs from the schema, the layout or the order; nothing is taken
+                in then.
+        """
+        self._check_open()
+        if group not in SCHEMA:
+            raise SchemaError(f"no group {group!r}; the groups are {', '.join(SCHEMA)}.")
+        parts, faults = self._divide(group, rows)
+        for dim, part in parts.items():
+            faults += self._strands[group, dim].check(part, self.layout.sizes)
+        if faults:
+            raise SchemaError(f"{group} departs from the schema:\n  " + "\n  ".join(faults))
+        for dim, part in parts.items():
+            self._strands[group, dim].check_order(part[dim], self.branch)
+        for dim, part in parts.items():
+            self._strands[group, dim].push(part)
+
+    def _divide(
+        self, group: str, rows: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+        """`rows` by the dim along which they grow, and the faults that show already here."""
+        homes = {n: dim for dim in GROWING[group] for n in variables_along(group, dim)}
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        faults = []
+        for name, values in rows.items():
+            if name not in homes:
+                faults.append(
+                    f"{name}: not a variable of {group!r}; it knows {', '.join(sorted(homes))}"
+                )
+                continue
+            unset = [d for d in variables_along(group, homes[name])[name].dims[1:]
+                     if not self.layout.sizes[d]]  # fmt: skip
+            if unset:
+                faults.append(f"{name}: the layout does not state {unset[0]!r}; use fill_layout")
+                continue
+            parts.setdefault(homes[name], {})[name] = np.asarray(values)
+        for dim in list(parts):
+            if dim not in parts[dim]:
+                faults.append(f"{dim}: missing; {', '.join(parts[dim])} need their labels")
+                del parts[dim]
+            elif parts[dim][dim].ndim != 1:
+                faults.append(f"{dim}: {parts[dim][dim].ndim} dims, expected 1")
+                del parts[dim]
+        return parts, faults
+
+    def commit(self, message: str) -> str:
+        """Make everything appended durable and visible, all at once; returns the snapshot's id.
+
+        With nothing waiting no commit is made. After an OSError (a full disk) the rows still wait:
+        make room and commit again.
+        """
+        self._check_open()
+        grown = {key: strand for key, strand in self._strands.items() if strand.waiting}
+        if not grown and not self._relabel:
+            return self.snapshot_id
+        repository = self._store.repository
+        with self._turn as turn:
+            turn.acquire(wait=True)
+            session = repository.writable_session(self.branch)
+            if session.snapshot_id != self.snapshot_id:
+                raise StoreBusy(
+                    f"branch {self.branch!r} was moved to {session.snapshot_id} from outside while "
+                    f"this writer held it at {self.snapshot_id}; open a new writer and go on there."
+                )
+            root = zarr.open_group(session.store, mode="r+", zarr_format=3)
+            if self._relabel:
+                write_labels(root, self.layout, self._attrs)
+            for (group, _), strand in grown.items():
+                strand.write(root[group], self.layout.sizes)  # type: ignore[arg-type]
+            new = session.flush(message, metadata={"branch": self.branch, **self._ends()})
+            sync_tree(self._store.path)
+            repository.reset_branch(self.branch, new, from_snapshot_id=self.snapshot_id)
+            sync_tree(self._store.path)
+        for strand in grown.values():
+            strand.settle()
+        self._relabel = False
+        self.snapshot_id = new
+        return new
+
+    def _ends(self) -> dict[str, int]:
+        """Last label of every group, for whoever lists the history without reading arrays."""
+        ends = {group: self.last(group) for group in GROWING}
+        return {group: last for group, last in ends.items() if last is not None}
+
+    def tag_checkpoint(self, step: int) -> str:
+        """Mark the last commit as the state at the checkpoint of `step`: forks and rollbacks go to
+        such marks.
+
+        Commit first, with everything up to `step` and nothing after it. Tagging the same step again
+        after another commit (an evaluation that came late) moves the mark there.
+
+        Returns:
+            The tag's name.
+
+        Raises:
+            UsageError: rows wait for a commit, or the branch holds rows after `step`.
+        """
+        self._check_open()
+        if self.waiting:
+            raise UsageError(
+                f"checkpoint {step} cannot be tagged while {self.waiting} rows wait; commit first."
+            )
+        late = {g: end for g, end in self._ends().items() if end > step}
+        if late:
+            group, end = next(iter(late.items()))
+            raise UsageError(
+                f"checkpoint {step} cannot be tagged: branch {self.branch!r} already holds {group} "
+                f"up to step {end}. Tag a checkpoint before recording the next step."
+            )
+        tag = str(CheckpointTag(self.branch, step, self.snapshot_id))
+        if tag not in self._store.repository.list_tags():
+            self._store.repository.create_tag(tag, self.snapshot_id)
+            sync_tree(self._store.path)
+        return tag
+
+    def _check_open(self) -> None:
+        if not self._lock.held:
+            raise UsageError("this writer is closed; open another with store.writer(branch).")
+
+    def close(self) -> None:
+        """Free the branch for another writer; what waits is dropped."""
+        self._lock.close()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None and self._lock.held:
+                self.commit("last rows")
+        finally:
+            self.close()
