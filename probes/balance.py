@@ -1,0 +1,164 @@
+"""Balance: is the work of each layer spread over its experts, and does the training loss say so?
+
+Needs   router: assignments (step, layer, expert), tokens (step); prob_mass (step, layer, expert)
+        for the balance loss, z_squared (step, layer) for the z-loss: left out where not recorded.
+Yields  max_violation, cv, gini, normalized_entropy, effective_experts, dead_experts, balance_loss,
+        z_loss, each (step, layer). Exact: over every training token, so without an interval.
+
+Even a fair router deals unevenly at random: over N tokens each expert's count is near binomial
+with rate k/E, so that CV is about sqrt((E/k - 1) / N). It is given as the attribute
+`cv_at_random`; a CV near it says nothing against the router.
+
+Sources: measures as in evenness.py; balance loss, Fedus et al. 2022, arXiv:2101.03961, eq. 4;
+router z-loss, Zoph et al. 2022, arXiv:2202.08906, eq. 5. Never pooled over layers: two opposite
+collapses pool to "uniform".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from probes import evenness
+from probes.dead import Silence
+from probes.load import EXACT
+from probes.pool import pool_edges, pooled_blocks
+from probes.source import Source, group_of
+from workbench.errors import SchemaError
+
+# name -> (unit, meaning, value under fair routing)
+MEANING: dict[str, tuple[str, str, str]] = {
+    "max_violation": ("1", "busiest expert's load over the mean, less 1 (MaxVio)", "0"),
+    "cv": ("1", "coefficient of variation of the loads", "0"),
+    "gini": ("1", "Gini coefficient of the loads", "0"),
+    "normalized_entropy": ("1", "entropy of the loads over ln E", "1"),
+    "effective_experts": ("experts", "exp(entropy) of the loads", "E"),
+    "dead_experts": ("experts", "experts without any assignment in the trailing window", "0"),
+    "balance_loss": ("1", "E sum f_i P_i of the layer", "1"),
+    "z_loss": ("logits^2", "mean squared logsumexp of the router logits", "none"),
+}
+
+
+def balance(
+    source: Source, window: int | None = None, dead_window: int | None = None
+) -> xr.Dataset:
+    """How evenly each layer's experts are used, by every measure in use, layer by layer.
+
+    Args:
+        source: router dataset, Run, Window or anything with `.router`.
+        window: tokens to pool before measuring (the balance over a window); None measures every
+            step (the balance of a batch, which is noisier). The last step labels each pool.
+        dead_window: W, the tokens without work after which an expert counts as dead; None takes
+            1000 E/k. NaN until the record holds W tokens.
+
+    Returns:
+        Dataset (step, layer) of the measures above. In memory, and small: the counts are read a
+        block at a time (32 MiB), from numpy, a lazily opened store or dask alike.
+        attrs: experts, k, n (tokens), window_tokens, dead_window_tokens, cv_at_random.
+
+    Raises:
+        UsageError: no router record in the source, or a window that does not fit it.
+        SchemaError: `assignments` or `tokens` missing, or counts that are not k per token.
+
+    Example:
+        >>> counts = xr.DataArray([[[6, 2]]], dims=("step", "layer", "expert"))
+        >>> router = xr.Dataset({"assignments": counts, "tokens": ("step", [8])})
+        >>> balance(router)["gini"].item()
+        0.25
+    """
+    router = group_of(source, "router", ["assignments", "tokens"])
+    experts, layers = router.sizes["expert"], router.sizes["layer"]
+    k = experts_per_token(router)
+    silence = Silence.usual(layers, experts, k)
+    if dead_window is not None:
+        silence = Silence(dead_window, layers, experts)
+    names = ["assignments", "tokens", *(n for n in ("prob_mass",) if n in router)]
+    parts = [_measured(block, k) for block in pooled_blocks(router, names, window)]
+    result = xr.concat(parts, dim="step") if len(parts) > 1 else parts[0]
+    ends = np.asarray(pool_edges(router, window)[1:]) - 1
+    result["dead_experts"] = (("step", "layer"), _dead(router, silence)[ends])
+    if "z_squared" in router:
+        result["z_loss"] = (("step", "layer"), _z_loss(router, window))
+    return _described(result, router, k, window, silence.window)
+
+
+def experts_per_token(router: xr.Dataset) -> float:
+    """k, from the record's attribute or from its first step's counts.
+
+    Raises:
+        SchemaError: the counts of a layer are not k per token.
+    """
+    first = router[["assignments", "tokens"]].isel(step=0).load()
+    per_token = (first["assignments"].sum("expert") / first["tokens"]).values
+    k = float(router.attrs.get("k", np.round(per_token.mean(), 9)))
+    if int(first["tokens"]) and not np.allclose(per_token, k, rtol=1e-6):
+        raise SchemaError(
+            f"assignments per token are {per_token.min():.4g} to {per_token.max():.4g} over layers "
+            f"in the first step, expected k={k:g} in each: were some tokens dropped, or `tokens` "
+            "counted on another rank set? Sum both over the same ranks."
+        )
+    return k
+
+
+def _measured(block: xr.Dataset, k: float) -> xr.Dataset:
+    counts = block["assignments"]
+    total = counts.sum("expert")
+    load = counts / total.where(total > 0)
+    measures = {
+        "max_violation": evenness.max_violation(load),
+        "cv": evenness.cv(load),
+        "gini": evenness.gini(load),
+        "normalized_entropy": evenness.normalized_entropy(load),
+        "effective_experts": evenness.effective_experts(load),
+    }
+    if "prob_mass" in block:
+        tokens = block["tokens"].where(block["tokens"] > 0)
+        chosen, probability = counts / (k * tokens), block["prob_mass"] / tokens
+        total_product = (chosen * probability).sum("expert", skipna=False)
+        measures["balance_loss"] = counts.sizes["expert"] * total_product
+    return xr.Dataset(measures)
+
+
+def _dead(router: xr.Dataset, silence: Silence) -> np.ndarray:
+    blocks = pooled_blocks(router, ["assignments", "tokens"], None)
+    return np.concatenate(
+        [silence.count(b["assignments"].values, b["tokens"].values) for b in blocks]
+    )
+
+
+def _z_loss(router: xr.Dataset, window: int | None) -> np.ndarray:
+    squared = router["z_squared"].values.astype(np.float64)
+    if window is None:
+        return squared
+    tokens = router["tokens"].values.astype(np.float64)
+    edges = np.asarray(pool_edges(router, window))
+    stop = edges[-1]
+    mass = np.add.reduceat(squared[:stop] * tokens[:stop, None], edges[:-1], axis=0)
+    return mass / np.add.reduceat(tokens[:stop], edges[:-1])[:, None]
+
+
+def _described(
+    result: xr.Dataset, router: xr.Dataset, k: float, window: int | None, dead_window: int
+) -> xr.Dataset:
+    tokens = router["tokens"].values
+    experts = router.sizes["expert"]
+    typical = float(np.median(tokens)) if window is None else float(window)
+    for name in result.data_vars:
+        unit, meaning, fair = MEANING[str(name)]
+        result[name].attrs = {
+            "units": unit,
+            "long_name": meaning,
+            "chance_level": fair.replace("E", str(experts)),
+            "chance_meaning": "value under perfectly fair routing",
+            "interval": EXACT,
+        }
+    result.attrs = {
+        "experts": experts,
+        "k": k,
+        "n": int(tokens.sum()),
+        "n_meaning": "training tokens counted",
+        "window_tokens": window if window is not None else "each step",
+        "dead_window_tokens": dead_window,
+        "cv_at_random": float(np.sqrt(max(experts / k - 1, 0) / typical)) if typical else np.nan,
+    }
+    return result

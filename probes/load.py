@@ -1,0 +1,66 @@
+"""Expert load: how a layer's router spreads its assignments over its experts.
+
+Needs   router: assignments (step, layer, expert); tokens (step) where a window is asked for.
+Yields  expert_load (step, layer, expert), fraction of that layer's assignments.
+
+With top-k routing every token is assigned k times, so one layer's loads sum to 1 and not to k. A
+fair load is 1/E, a dead expert's is 0. The counts are exact, over every training token: no
+interval belongs to them.
+
+Source: `f_i` of the balance loss in Fedus et al. 2022, section 2.2, arXiv:2101.03961.
+"""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from probes.pool import pooled_blocks
+from probes.source import Source, group_of
+
+EXACT = "none: exact counts over every training token"
+
+
+def expert_load(source: Source, window: int | None = None) -> xr.DataArray:
+    """The share of a layer's assignments that each expert received: 1/E is fair, 0 is dead.
+
+    Args:
+        source: router dataset, Run, Window or anything with `.router`.
+        window: tokens to pool; consecutive steps are joined until they hold at least this many
+            and carry the label of the last of them. None keeps every step, and then the result is
+            as large as the counts: pool a long run.
+
+    Returns:
+        (step, layer, expert), fraction, sums to 1 over `expert`; NaN where no token was routed.
+        Lazy if the source is chunked with dask and no window is asked for.
+        attrs: chance_level = 1/E, n = tokens counted.
+
+    Raises:
+        UsageError: the source has no router record, or the window does not fit it.
+        SchemaError: the record lacks `assignments`.
+
+    Example:
+        >>> counts = xr.DataArray([[[6, 2]]], dims=("step", "layer", "expert"))
+        >>> expert_load(counts.to_dataset(name="assignments")).values.tolist()
+        [[[0.75, 0.25]]]
+    """
+    router = group_of(source, "router", ["assignments"])
+    if window is None:
+        counts = router["assignments"]
+    else:
+        blocks = pooled_blocks(router, ["assignments"], window)
+        counts = xr.concat([block["assignments"] for block in blocks], dim="step")
+    total = counts.sum("expert")
+    load = (counts / total.where(total > 0)).rename("expert_load")
+    load.attrs = {
+        "units": "1",
+        "long_name": "share of the layer's assignments",
+        "chance_level": 1 / counts.sizes["expert"],
+        "chance_meaning": "fair share, 1/E",
+        "interval": EXACT,
+    }
+    if "tokens" in router:
+        load.attrs["n"] = int(router["tokens"].sum())
+        load.attrs["n_meaning"] = "training tokens counted"
+    if window is not None:
+        load.attrs["window_tokens"] = window
+    return load
