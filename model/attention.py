@@ -12,12 +12,15 @@ al. 2023, arXiv:2305.13245.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
 
 from model.config import MoEConfig
+from model.product import linear
 
 # Shapes: B batch, P position, D d_model, H heads, G key-value heads, d d_head.
 
@@ -42,9 +45,10 @@ class Attention(nn.Module):
     def forward(self, x_BPD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Attention output (batch, pos, d_model)."""
         c = self.config
-        qkv = F.linear(x_BPD, self.W_qkv)
+        qkv = linear(x_BPD, self.W_qkv)
         if c.clip_qkv is not None:
-            qkv = qkv.clamp(-c.clip_qkv, c.clip_qkv)
+            # A clamp, whose gradient is one operation instead of the four of `clamp`.
+            qkv = F.hardtanh(qkv, -c.clip_qkv, c.clip_qkv)
         kv_width = c.n_key_value_heads * c.d_head
         q, k, v = (
             part.unflatten(-1, (-1, c.d_head))
@@ -54,16 +58,16 @@ class Attention(nn.Module):
         q = self.hook_rot_q(rotate(q, rotary))
         k = self.hook_rot_k(rotate(k, rotary))
         z = self.hook_z(self._mix(q, k, v))
-        return F.linear(z.flatten(-2), self.W_out)
+        return linear(z.flatten(-2), self.W_out)
 
     def _mix(self, q_BPHd: Tensor, k_BPGd: Tensor, v_BPGd: Tensor) -> Tensor:
         """Values mixed by attention, (batch, pos, head, d_head)."""
         q, k, v = (t.transpose(1, 2) for t in (q_BPHd, k_BPGd, v_BPGd))
         repeats = self.config.n_heads // self.config.n_key_value_heads
-        if repeats > 1:
-            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         if not (is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=repeats > 1)
+            return z.transpose(1, 2)
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         scores = q @ k.mT / self.config.d_head**0.5
         P = scores.shape[-1]
         future = torch.ones(P, P, dtype=torch.bool, device=q.device).triu(1)
@@ -96,8 +100,29 @@ def rotary_tables(config: MoEConfig, device: torch.device | None = None) -> tupl
 
 def rotate(x_BPHd: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Turns each pair (i, i + d/2) of a head by its position's angle; norms stay."""
-    cos_Pd, sin_Pd = rotary
+    cos_P1d, sin_P1d = (table.unsqueeze(-2).to(x_BPHd.dtype) for table in rotary)
+    return _Rotate.apply(x_BPHd, cos_P1d, sin_P1d)
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation; its gradient is the rotation back. (Autograd of the same sum pads each half with zeros and adds.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x_BPHd: Tensor, cos_P1d: Tensor, sin_P1d: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_P1d, sin_P1d)
+        return _turn(x_BPHd, cos_P1d, sin_P1d)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos_P1d, sin_P1d = ctx.saved_tensors
+        return _turn(grads[0], cos_P1d, -sin_P1d), None, None
+
+
+def _turn(x_BPHd: Tensor, cos_P1d: Tensor, sin_P1d: Tensor) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of each head."""
     half = x_BPHd.shape[-1] // 2
-    turned = torch.cat([-x_BPHd[..., half:], x_BPHd[..., :half]], dim=-1)
-    cos, sin = cos_Pd.unsqueeze(-2).to(x_BPHd.dtype), sin_Pd.unsqueeze(-2).to(x_BPHd.dtype)
-    return x_BPHd * cos + turned * sin
+    a, b, sin = x_BPHd[..., :half], x_BPHd[..., half:], sin_P1d[..., :half]
+    turned = x_BPHd * cos_P1d
+    turned[..., :half].addcmul_(b, sin, value=-1)
+    turned[..., half:].addcmul_(a, sin)
+    return turned

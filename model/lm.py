@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from model.attention import rotary_tables
+from model.attention import is_hooked, rotary_tables
 from model.block import Block
 from model.config import MoEConfig
 from model.errors import DataError
+from model.loss import next_token_loss
 from model.norm import LayerNorm
 
 
@@ -113,12 +114,16 @@ class MoELM(HookedRootModule):
         for block in self.blocks:
             x_BPD, of_layer = block(x_BPD, rotary)
             router_losses.append(of_layer)
-        logits_BPV = self.unembed(self.ln_final(x_BPD))
+        x_BPD = self.ln_final(x_BPD)
         if return_type == "logits":
-            return logits_BPV
+            return self.unembed(x_BPD)
         if targets is None:
-            logits_BPV, targets = logits_BPV[:, :-1], tokens[:, 1:]
-        next_token = F.cross_entropy(logits_BPV.flatten(0, 1).float(), targets.flatten())
+            x_BPD, targets = x_BPD[:, :-1], tokens[:, 1:]
+        x_TD, targets_T = x_BPD.flatten(0, 1), targets.flatten()
+        if is_hooked(self.unembed):
+            next_token = F.cross_entropy(self.unembed(x_TD).float(), targets_T)
+        else:
+            next_token = next_token_loss(x_TD, self.unembed.weight, targets_T)
         if return_type == "loss":
             return next_token
         balance_L, z_L = torch.stack(router_losses).unbind(1)
