@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from probes import evenness
 from probes.dead import Silence
@@ -53,7 +54,7 @@ def balance(
 
     Returns:
         Dataset (step, layer) of the measures above. In memory, and small: the counts are read a
-        block at a time (32 MiB), from numpy, a lazily opened store or dask alike.
+        block at a time (8 MB), from numpy, a lazily opened store or dask alike.
         attrs: experts, k, n (tokens), window_tokens, dead_window_tokens, cv_at_random.
 
     Raises:
@@ -72,11 +73,7 @@ def balance(
     silence = Silence.usual(layers, experts, k)
     if dead_window is not None:
         silence = Silence(dead_window, layers, experts)
-    names = ["assignments", "tokens", *(n for n in ("prob_mass",) if n in router)]
-    parts = [_measured(block, k) for block in pooled_blocks(router, names, window)]
-    result = xr.concat(parts, dim="step") if len(parts) > 1 else parts[0]
-    ends = np.asarray(pool_edges(router, window)[1:]) - 1
-    result["dead_experts"] = (("step", "layer"), _dead(router, silence)[ends])
+    result = _over_the_record(router, window, k, silence)
     if "z_squared" in router:
         result["z_loss"] = (("step", "layer"), _z_loss(router, window))
     return _described(result, router, k, window, silence.window)
@@ -100,8 +97,35 @@ def experts_per_token(router: xr.Dataset) -> float:
     return k
 
 
-def _measured(block: xr.Dataset, k: float) -> xr.Dataset:
-    counts = block["assignments"]
+def _over_the_record(
+    router: xr.Dataset, window: int | None, k: float, silence: Silence
+) -> xr.Dataset:
+    """The measures of the counts, filled in block by block: no second copy of the result."""
+    names = ["assignments", "tokens", *(["prob_mass"] if "prob_mass" in router else [])]
+    ends = np.asarray(pool_edges(router, window)[1:]) - 1
+    columns: dict[str, NDArray[np.float64]] = {}
+    done, read = 0, 0
+    for steps, pools in pooled_blocks(router, names, window):
+        there = slice(done, done + pools.sizes["step"])
+        dead = silence.count(
+            steps["assignments"].transpose("step", "layer", "expert").values,
+            steps["tokens"].values,
+        )
+        rows = _measured(pools, k) | {"dead_experts": dead[ends[there] - read]}
+        for name, values in rows.items():
+            columns.setdefault(name, np.empty((len(ends), router.sizes["layer"])))[there] = values
+        done, read = there.stop, read + steps.sizes["step"]
+    coords = {
+        str(n): c.isel(step=ends) if "step" in c.dims else c
+        for n, c in router.coords.items()
+        if set(c.dims) <= {"step", "layer"}
+    }
+    return xr.Dataset({n: (("step", "layer"), c) for n, c in columns.items()}, coords=coords)
+
+
+def _measured(pools: xr.Dataset, k: float) -> dict[str, NDArray[np.float64]]:
+    """Each measure (pool, layer) of one block."""
+    counts = pools["assignments"]
     total = counts.sum("expert")
     load = counts / total.where(total > 0)
     measures = {
@@ -111,23 +135,16 @@ def _measured(block: xr.Dataset, k: float) -> xr.Dataset:
         "normalized_entropy": evenness.normalized_entropy(load),
         "effective_experts": evenness.effective_experts(load),
     }
-    if "prob_mass" in block:
-        tokens = block["tokens"].where(block["tokens"] > 0)
-        chosen, probability = counts / (k * tokens), block["prob_mass"] / tokens
-        total_product = (chosen * probability).sum("expert", skipna=False)
-        measures["balance_loss"] = counts.sizes["expert"] * total_product
-    return xr.Dataset(measures)
+    if "prob_mass" in pools:
+        tokens = pools["tokens"].where(pools["tokens"] > 0)
+        chosen, probability = counts / (k * tokens), pools["prob_mass"] / tokens
+        product = (chosen * probability).sum("expert", skipna=False)
+        measures["balance_loss"] = counts.sizes["expert"] * product
+    return {name: m.transpose("step", "layer").values for name, m in measures.items()}
 
 
-def _dead(router: xr.Dataset, silence: Silence) -> np.ndarray:
-    blocks = pooled_blocks(router, ["assignments", "tokens"], None)
-    return np.concatenate(
-        [silence.count(b["assignments"].values, b["tokens"].values) for b in blocks]
-    )
-
-
-def _z_loss(router: xr.Dataset, window: int | None) -> np.ndarray:
-    squared = router["z_squared"].values.astype(np.float64)
+def _z_loss(router: xr.Dataset, window: int | None) -> NDArray[np.float64]:
+    squared = router["z_squared"].transpose("step", "layer").values.astype(np.float64)
     if window is None:
         return squared
     tokens = router["tokens"].values.astype(np.float64)

@@ -4,13 +4,13 @@ Needs   a capability dataset of one task: correct, item_logprob (checkpoint, ite
 Yields  Onset: step, 95 % interval in steps, verdict jump / smooth / cannot tell, the evidence.
 
 Onset. The first step from which the chance-normalised accuracy is at or above the level and stays
-there to the end. "Stays" allows for noise in two ways: the curve is read through its isotonic fit
-(ascent.py), and a later checkpoint undoes an onset only if it is significantly below the level
-(one-sided Wilson bounds, 1 % over all checkpoints). Between checkpoints: linear interpolation.
+there to the end. "Stays" allows for noise: the curve is read through its isotonic fit (ascent.py),
+and only a fall that is significant undoes an onset (bracket.py). Between checkpoints: linear.
 
-Interval. 95 % over draws of items (each draw the same at every checkpoint), joined with the gap
-between checkpoints in which the crossing happened, because within it the curve is unknown. An end
-may be open: `high` is inf where more than 2.5 % of the draws never cross.
+Interval. At least 95 %, over draws of items, each the same at every checkpoint (bracket.py). Its
+ends are checkpoints, so it holds the whole gap in which the crossing happened: nothing is assumed
+of the curve between checkpoints. An end may be open: high is inf where no checkpoint is
+significantly at the level.
 
 Verdict. Most of the rise (at least MOST = 2/3) in a short stretch (SHORT = 1/5 of the evaluated
 window; an even pace would put 1/5 there) makes a jump. Between checkpoints the curve is unknown,
@@ -40,6 +40,7 @@ import numpy as np
 import xarray as xr
 
 from probes.ascent import Stretches, breakthroughness, crossings, linearity, monotone, share
+from probes.bracket import bracket
 from probes.resample import BOOT, Floats, bootstrap_weights, tails, wilson
 from workbench.errors import SchemaError, UsageError
 
@@ -48,9 +49,6 @@ MOST = 2 / 3
 
 SHORT = 1 / 5
 """Length of the short stretch, as a share of the evaluated window."""
-
-UNDONE = 0.01
-"""Chance, over all checkpoints, that a curve at the level is held to have fallen below it."""
 
 Verdict = Literal["jump", "smooth", "cannot tell"]
 
@@ -121,23 +119,22 @@ def onset(skill: xr.Dataset, level: float = 0.5, *, n_boot: int = BOOT, seed: in
         (True, 'jump')
     """
     curves = _Curves.of(skill, level, n_boot, seed)
-    floor = curves.last_undone(level)
-    kept = slice(max(floor, 0), None)
-    steps = curves.steps[kept]
-    step, left, right = crossings(monotone(curves.accuracy[:, kept]), steps, level)
-    reached = bool(np.isfinite(step[0]))
-    if floor < 0:
-        # Reached at the first checkpoint: it came at some time since the start of training.
-        left = np.where(step <= curves.steps[0], 0.0, left)
-    low_q, high_q = tails(curves.n)
-    low = min(np.quantile(np.maximum(step, left), low_q, method="lower"), left[0])
-    high = max(np.quantile(step, high_q, method="higher"), right[0])
-    verdict, evidence = _verdict(curves, reached=reached, seen=left[0] > 0)
+    before, after = bracket(curves.accuracy, level, curves.least_error())
+    # A fall below the level undoes what came before it: the onset is sought after the last one.
+    kept = slice(max(before, 0), None)
+    fit = monotone(curves.accuracy[:1, kept])
+    step, left, right = (float(x[0]) for x in crossings(fit, curves.steps[kept], level))
+    reached = bool(np.isfinite(step))
+    ends = np.array([0.0, *curves.steps, np.inf])
+    # Reached at the first checkpoint: it came at some time since the start of training.
+    low = min(ends[before + 1], 0.0 if step <= curves.steps[0] else left)
+    high = max(ends[after + 1], right)
+    verdict, evidence = _verdict(curves, reached=reached, seen=step > curves.steps[0])
     return Onset(
         task=curves.task,
         level=float(level),
         reached=reached,
-        step=float(step[0]) if reached else float("nan"),
+        step=step if reached else float("nan"),
         low=float(low),
         high=float(high),
         verdict=verdict,
@@ -201,13 +198,10 @@ class _Curves:
             n=n,
         )
 
-    def last_undone(self, level: float) -> int:
-        """The last checkpoint that is significantly below the level; -1 where none is."""
-        confidence = 1 - 2 * UNDONE / len(self.steps)
-        right = (self.accuracy[0] * (1 - self.chance) + self.chance) * self.n
-        upper = wilson(right, np.full(len(right), float(self.n)), confidence)[1]
-        below = np.flatnonzero((upper - self.chance) / (1 - self.chance) < level)
-        return int(below[-1]) if len(below) else -1
+    def least_error(self) -> float:
+        """Standard error of a checkpoint at which all items but one imagined one agree."""
+        rare = 1 / (self.n + 2)
+        return float(np.sqrt(rare * (1 - rare) / self.n) / (1 - self.chance))
 
 
 def _one_task(skill: xr.Dataset) -> xr.Dataset:

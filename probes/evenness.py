@@ -88,8 +88,7 @@ def effective_experts(load: xr.DataArray) -> xr.DataArray:
         >>> round(effective_experts(xr.DataArray([0.5, 0.5, 0.0, 0.0], dims="expert")).item(), 6)
         2.0
     """
-    number: xr.DataArray = np.exp(entropy(load))
-    return number
+    return xr.apply_ufunc(np.exp, entropy(load), dask="allowed")
 
 
 def checked(load: xr.DataArray) -> xr.DataArray:

@@ -48,7 +48,7 @@ def expert_load(source: Source, window: int | None = None) -> xr.DataArray:
         counts = router["assignments"]
     else:
         blocks = pooled_blocks(router, ["assignments"], window)
-        counts = xr.concat([block["assignments"] for block in blocks], dim="step")
+        counts = xr.concat([pools["assignments"] for _, pools in blocks], dim="step")
     total = counts.sum("expert")
     load = (counts / total.where(total > 0)).rename("expert_load")
     load.attrs = {

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from workbench.errors import UsageError
 
-BLOCK_VALUES = 4_000_000
-"""Numbers of one variable that are held in memory at a time (32 MiB as float64)."""
+BLOCK_VALUES = 1_000_000
+"""Numbers of one variable that are held in memory at a time (8 MB as float64)."""
 
 
 def pool_edges(router: xr.Dataset, window: int | None) -> list[int]:
@@ -55,11 +56,12 @@ def pool_edges(router: xr.Dataset, window: int | None) -> list[int]:
 
 def pooled_blocks(
     router: xr.Dataset, names: Sequence[str], window: int | None
-) -> Iterator[xr.Dataset]:
-    """The named sums, pooled, as a sequence of datasets that fit in memory; each is loaded once.
+) -> Iterator[tuple[xr.Dataset, xr.Dataset]]:
+    """(steps, pools): the named sums, a stretch of the record that fits in memory at a time.
 
-    Reads `BLOCK_VALUES` at a time whatever the length of the record, from numpy, from a lazily
-    opened store or from dask alike.
+    Each number is read once, `BLOCK_VALUES` at a time whatever the length of the record, from
+    numpy, from a lazily opened store or from dask alike. Steps after the last full pool are not
+    read.
     """
     edges = np.asarray(pool_edges(router, window))
     per_step = max(router[name].isel(step=0).size for name in names) if len(edges) > 1 else 1
@@ -70,16 +72,15 @@ def pooled_blocks(
         last = int(np.searchsorted(edges, edges[first] + steps, side="right")) - 1
         last = max(last, first + 1)
         block = router[list(names)].isel(step=slice(int(edges[first]), int(edges[last]))).load()
-        yield _summed(block, edges[first : last + 1] - edges[first])
+        yield block, _summed(block, edges[first : last + 1] - edges[first])
         first = last
 
 
-def _summed(block: xr.Dataset, edges: np.ndarray) -> xr.Dataset:
+def _summed(block: xr.Dataset, edges: NDArray[np.intp]) -> xr.Dataset:
     if len(edges) - 1 == block.sizes["step"]:
         return block
     sums = {
-        name: (variable.dims, np.add.reduceat(variable.values, edges[:-1], axis=0))
+        str(name): (variable.dims, np.add.reduceat(variable.values, edges[:-1], axis=0))
         for name, variable in block.transpose("step", ...).data_vars.items()
     }
-    kept = block.isel(step=edges[1:] - 1)
-    return xr.Dataset({n: xr.Variable(*s) for n, s in sums.items()}, coords=kept.coords)
+    return xr.Dataset(sums, coords=block.isel(step=edges[1:] - 1).coords)

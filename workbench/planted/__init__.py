@@ -1,0 +1,1 @@
+"""Records with planted truths, a file for each kind; reached as `workbench.testing`."""
