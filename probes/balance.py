@@ -25,7 +25,7 @@ from probes.dead import Silence
 from probes.load import EXACT
 from probes.pool import pool_edges, pooled_blocks
 from probes.source import Source, group_of
-from workbench.errors import SchemaError
+from workbench.errors import SchemaError, UsageError
 
 # name -> (unit, meaning, value under fair routing)
 MEANING: dict[str, tuple[str, str, str]] = {
@@ -80,18 +80,22 @@ def balance(
 
 
 def experts_per_token(router: xr.Dataset) -> float:
-    """k, from the record's attribute or from its first step's counts.
+    """k, from the record's attribute or from the first step that routed a token.
 
     Raises:
         SchemaError: the counts of a layer are not k per token.
+        UsageError: no token was routed.
     """
-    first = router[["assignments", "tokens"]].isel(step=0).load()
+    busy = np.flatnonzero(router["tokens"].values > 0)
+    if not len(busy):
+        raise UsageError("found no routed token in this router record; widen the window.")
+    first = router[["assignments", "tokens"]].isel(step=int(busy[0])).load()
     per_token = (first["assignments"].sum("expert") / first["tokens"]).values
     k = float(router.attrs.get("k", np.round(per_token.mean(), 9)))
-    if int(first["tokens"]) and not np.allclose(per_token, k, rtol=1e-6):
+    if not np.allclose(per_token, k, rtol=1e-6):
         raise SchemaError(
             f"assignments per token are {per_token.min():.4g} to {per_token.max():.4g} over layers "
-            f"in the first step, expected k={k:g} in each: were some tokens dropped, or `tokens` "
+            f"in one step, expected k={k:g} in each: were some tokens dropped, or `tokens` "
             "counted on another rank set? Sum both over the same ranks."
         )
     return k

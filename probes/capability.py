@@ -25,7 +25,7 @@ import xarray as xr
 
 from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
 from probes.source import Source, group_of, pick
-from workbench.errors import SchemaError, UsageError
+from workbench.errors import SchemaError
 
 MEANING: dict[str, tuple[str, str]] = {
     "accuracy": ("1", "share of items answered right"),
@@ -156,8 +156,6 @@ def _checked(record: xr.Dataset) -> None:
             "evaluations lack the coordinate chance (task); without a chance level accuracy cannot "
             "be read. Add it: ds.assign_coords(chance=('task', [...]))."
         )
-    if not record.sizes["checkpoint"]:
-        raise UsageError("found no evaluated checkpoint in this window; widen it.")
 
 
 def _in_range(record: xr.Dataset) -> None:

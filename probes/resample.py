@@ -86,4 +86,7 @@ def wilson(successes: Floats, n: Floats, confidence: float = CONFIDENCE) -> tupl
     p = np.divide(successes, n, out=np.full(np.shape(n), 0.5), where=n > 0)
     centre = (n * p + z**2 / 2) / (n + z**2)
     half = z * np.sqrt(n * p * (1 - p) + z**2 / 4) / (n + z**2)
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+    # Exactly 0 and 1 at the ends, where rounding would leave 1 - 1e-16.
+    low = np.where(successes <= 0, 0.0, np.clip(centre - half, 0, 1))
+    high = np.where(successes >= n, 1.0, np.clip(centre + half, 0, 1))
+    return low, high

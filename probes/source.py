@@ -30,7 +30,7 @@ def group_of(source: Source, group: str, needs: Sequence[str] = ()) -> xr.Datase
         needs: variables that must be there.
 
     Raises:
-        UsageError: the source has no such dataset.
+        UsageError: the source has no such dataset, or the window holds no step of it.
         SchemaError: the dataset lacks a variable the probe reads.
 
     Example:
@@ -45,6 +45,9 @@ def group_of(source: Source, group: str, needs: Sequence[str] = ()) -> xr.Datase
             f"{group} lacks {', '.join(missing)}; it has {have}. Record the variable, or pass the "
             f"{group!r} dataset of a run that has it."
         )
+    for dim in ("step", "checkpoint"):
+        if any(found[name].sizes.get(dim) == 0 for name in needs):
+            raise UsageError(f"found no {dim} in this {group} record; widen the window.")
     return found
 
 

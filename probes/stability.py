@@ -184,10 +184,9 @@ class _Routing:
         self.steps = activations["checkpoint"].values
         self.layers = activations["layer"] if "layer" in activations.coords else None
         self.tokens, self.k = self.ids.sizes["token"], self.ids.sizes["k"]
-        if self.tokens < 2 or not len(self.steps):
+        if self.tokens < 2:
             raise UsageError(
-                f"found {self.tokens} tokens at {len(self.steps)} checkpoints; expected at least 2 "
-                "tokens and a checkpoint. Widen the window, or record more."
+                f"found {self.tokens} tokens, expected 2 or more; record activations on more text."
             )
         self.block_tokens = max(1, min(BLOCK_TOKENS, self.tokens // FEWEST_BLOCKS))
         self.starts = self._block_starts(activations)
