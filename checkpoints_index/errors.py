@@ -10,6 +10,12 @@ class RecordError(ValueError):
     exit_code = 1
 
 
+class ClockError(ValueError):
+    """A window or an instant that the run's clock cannot answer."""
+
+    exit_code = 2
+
+
 class CheckpointNotFound(LookupError):
     """No checkpoint answers the description."""
 
@@ -21,5 +27,11 @@ class CheckpointNotFound(LookupError):
 
 class CheckpointIncomplete(RuntimeError):
     """A checkpoint that was begun and not finished, or was altered afterwards."""
+
+    exit_code = 1
+
+
+class PickleRefused(ValueError):
+    """Weights that could only be read by running code that the file brings along."""
 
     exit_code = 1

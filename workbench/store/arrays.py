@@ -39,8 +39,8 @@ def chunk_shape(dims: tuple[str, ...], row: tuple[int, ...], itemsize: int) -> t
     """Chunk lengths of an array with dims `dims`, the first growing, and rows of shape `row`.
 
     Example:
-        >>> chunk_shape(("step", "layer", "expert"), (16, 64), 8)
-        (50, 2, 64)
+        >>> chunk_shape(("step", "layer", "expert"), (60, 256), 8)
+        (50, 10, 256)
         >>> chunk_shape(("step",), (), 4)
         (1000,)
     """

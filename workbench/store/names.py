@@ -13,15 +13,13 @@ name holds one.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from checkpoints_index.record import BRANCH_NAME
 from workbench.errors import UsageError
 
 MAIN = "main"
 """The branch that a run starts with."""
-
-_BRANCH = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def check_branch(name: str) -> str:
@@ -34,7 +32,7 @@ def check_branch(name: str) -> str:
         >>> check_branch("curriculum-2")
         'curriculum-2'
     """
-    if not isinstance(name, str) or not _BRANCH.fullmatch(name):
+    if not isinstance(name, str) or not BRANCH_NAME.fullmatch(name):
         shown = ascii(name)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         raise UsageError(

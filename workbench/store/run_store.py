@@ -110,7 +110,8 @@ class RunStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
         try:
-            repository = ic.Repository.create(_storage(partial))
+            repository = ic.Repository.create(_storage(partial), config=_config())
+            repository.save_config()
             session = repository.writable_session(MAIN)
             root = zarr.create_group(session.store, zarr_format=3)
             write_labels(root, layout, attrs or {})
@@ -230,7 +231,8 @@ class RunStore:
         copied.
 
         Args:
-            at_step: step of a tagged checkpoint in the history of `from_branch`.
+            at_step: step of a tagged checkpoint in the history of `from_branch`, or 0 for its
+                beginning.
 
         Returns:
             Id of the snapshot that both share.
@@ -260,8 +262,9 @@ class RunStore:
         return snapshot
 
     def rollback(self, branch: str, to_step: int) -> SetAside | None:
-        """Move `branch` back to its checkpoint at `to_step`; what came after stays readable under a
-        tag.
+        """Move `branch` back to its checkpoint at `to_step`, or to its beginning (0).
+
+        What came after stays readable under a tag.
 
         Returns:
             What was set aside, or None where the branch stands there already.
@@ -296,6 +299,9 @@ class RunStore:
         """Snapshot of the checkpoint at `step` in the history of `branch`."""
         self.tip(branch)
         known = self.checkpoints(branch)
+        if step == 0 and 0 not in known:
+            # Before the first step: the commit after the repository's own, which holds the layout.
+            return self._history(branch)[-2]
         if step not in known:
             near = sorted(known, key=lambda s: (abs(s - step), s))[:5]
             have = f"near it: {', '.join(map(str, sorted(near)))}" if near else "it has none"
@@ -312,6 +318,16 @@ class RunStore:
             if len(steps):
                 return int(steps[0]), int(steps[-1])
         return None
+
+
+def _config() -> ic.RepositoryConfig:
+    """Lists of chunks in pages of 200: a commit rewrites the last page, not the whole list, whose
+    copies would outgrow the data after some hundred thousand steps.
+    """
+    pages = {ic.ManifestSplitCondition.AnyArray(): {ic.ManifestSplitDimCondition.Axis(0): 200}}
+    config = ic.RepositoryConfig.default()
+    config.manifest = ic.ManifestConfig(splitting=ic.ManifestSplittingConfig.from_dict(pages))
+    return config
 
 
 def _storage(path: Path) -> ic.Storage:

@@ -17,7 +17,9 @@ Threads  One thread at a time; it need not be the one that made the writer. Do n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,16 @@ def write_labels(root: zarr.Group, layout: Layout, attrs: Mapping[str, Any]) -> 
             values = label_values(layout, name, label)
             if values is not None:
                 create_array(group, label, variable, layout.sizes)[:] = values
+
+
+async def _write_all(root: zarr.Group, strands: list[Strand], sizes: dict[str, int]) -> None:
+    await asyncio.gather(*(strand.write(root, sizes) for strand in strands))
+
+
+def _run_apart(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` on a thread of its own: the caller's may have an event loop already (Jupyter)."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
 
 
 class StoreWriter:
@@ -210,8 +222,7 @@ class StoreWriter:
             root = zarr.open_group(session.store, mode="r+", zarr_format=3)
             if self._relabel:
                 write_labels(root, self.layout, self._attrs)
-            for (group, _), strand in grown.items():
-                strand.write(root[group], self.layout.sizes)  # type: ignore[arg-type]
+            _run_apart(_write_all(root, list(grown.values()), self.layout.sizes))
             new = session.flush(message, metadata={"branch": self.branch, **self._ends()})
             sync_tree(self._store.path)
             repository.reset_branch(self.branch, new, from_snapshot_id=self.snapshot_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +138,21 @@ def test_a_rollback_keeps_what_it_takes_off_under_a_tag(store):
     assert store.rollback("main", 80) is None
 
 
-def test_a_second_writer_of_a_branch_is_refused_by_name_of_host_and_process(store):
-    import os
-    import socket
+def test_a_run_that_died_before_its_first_checkpoint_can_go_back_to_its_beginning(store):
+    with store.writer("main") as w:
+        record(w, range(1, 31))
+    aside = store.rollback("main", 0)
+    assert aside.steps == (1, 30)
+    assert store.read("main").groups == ()
+    with store.writer("main") as w:
+        record(w, range(1, 4))
+    assert store.read("main").dataset("train").sizes["step"] == 3
 
-    with store.writer("main"):
-        with pytest.raises(StoreBusy, match=rf"{os.getpid()} on host {socket.gethostname()}"):
-            store.writer("main")
+
+def test_a_second_writer_of_a_branch_is_refused_by_name_of_host_and_process(store):
+    named = rf"{os.getpid()} on host {socket.gethostname()}"
+    with store.writer("main"), pytest.raises(StoreBusy, match=named):
+        store.writer("main")
     store.writer("main").close()
 
 

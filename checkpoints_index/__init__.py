@@ -1,0 +1,3 @@
+"""Which weights exist, where they lie, and what they came from. Loads torch only to load
+weights.
+"""
