@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from xarray.backends import BackendArray
 from xarray.core import indexing
@@ -37,7 +37,6 @@ def test_an_expert_that_dies_is_counted_once_the_window_has_passed():
     assert dead.sel(step=slice(None, 4)).isnull().all()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 12))
 def test_dead_experts_agree_with_looking_back_step_by_step(seed, window, cut):
     rng = np.random.default_rng(seed)

@@ -40,7 +40,7 @@ def random_ids(seed: int, shape: tuple[int, ...], experts: int) -> np.ndarray:
     return order[..., : shape[-1]]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(4, 9))
 def test_saturation_agrees_with_a_plain_loop_over_tokens(seed, k, experts):
     ids = random_ids(seed, (3, 40, 2, k), experts)
