@@ -193,6 +193,13 @@ class RunStore:
                 found.setdefault(tagged[id], id)
         return dict(sorted(found.items()))
 
+    def set_aside_checkpoints(self, branch: str) -> set[int]:
+        """Steps of checkpoints that were tagged on `branch` and that a rollback took off it."""
+        if not any(tag.branch == branch for tag in self._tags(AsideTag)):
+            return set()
+        tagged = {tag.step for tag in self._tags(CheckpointTag) if tag.branch == branch}
+        return tagged - self.checkpoints(branch).keys()
+
     def _tags(self, kind: type) -> list[Any]:
         tags = (read_tag(name) for name in self.repository.list_tags())
         return [tag for tag in tags if isinstance(tag, kind)]

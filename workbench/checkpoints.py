@@ -1,0 +1,157 @@
+"""The saved weights of a branch, oldest first, its trunk's included.
+
+Needs   a run's index (and its store, for what was measured at the checkpoints).
+Yields  Checkpoints, a sequence of Checkpoint; torch is imported when weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import xarray as xr
+
+from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound
+from checkpoints_index.formats import Weights, open_weights
+from checkpoints_index.record import CheckpointRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.run import Run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights saved at one step."""
+
+    record: CheckpointRecord
+    """Everything the index knows about it."""
+
+    run_path: Path
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.record.step
+
+    @property
+    def tokens_seen(self) -> int:
+        """Training tokens learned from."""
+        return self.record.tokens_seen
+
+    @property
+    def branch(self) -> str:
+        """The branch that it was saved on: the trunk's, before a fork."""
+        return self.record.branch
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.record.path(self.run_path)
+
+    @property
+    def weights(self) -> Weights:
+        """Its tensors by name, each read when it is asked for."""
+        if not self.record.complete:
+            raise CheckpointIncomplete(
+                f"{self.path}: the index marks it as unfinished; use an earlier checkpoint."
+            )
+        return open_weights(self.path)
+
+    def load(
+        self, names: Sequence[str] | str | None = None, device: str = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """Tensors by name; only their bytes are read.
+
+        Args:
+            names: which; a name that ends with "." stands for all below it ("blocks.0."). None:
+                all.
+            device: where to.
+
+        Raises:
+            CheckpointNotFound: it lies there no longer, or has no tensor of that name.
+            CheckpointIncomplete: it is half-written or altered.
+        """
+        return self.weights.load(names, device)
+
+    def __repr__(self) -> str:
+        return (
+            f"Checkpoint(step={self.step}, tokens_seen={self.tokens_seen}, branch={self.branch!r}, "
+            f"path={str(self.path)!r})"
+        )
+
+
+class Checkpoints(Sequence[Checkpoint]):
+    """Checkpoints by step; index and slice it like a list, or ask `at(step)`.
+
+    What was measured along the way comes with them, at these checkpoints only: `evaluations` and
+    `activations` are the run's, so probes take `run.checkpoints` or a slice of it.
+    """
+
+    def __init__(self, run: Run, items: Sequence[Checkpoint], *, part: bool = False) -> None:
+        self._run = run
+        self._items = tuple(items)
+        self._part = part
+
+    @overload
+    def __getitem__(self, index: int) -> Checkpoint: ...
+    @overload
+    def __getitem__(self, index: slice) -> Checkpoints: ...
+    def __getitem__(self, index: int | slice) -> Checkpoint | Checkpoints:
+        if isinstance(index, slice):
+            return Checkpoints(self._run, self._items[index], part=True)
+        if not -len(self) <= index < len(self):
+            raise IndexError(
+                f"checkpoint {index} of {len(self)} on branch {self._run.branch!r}; "
+                f"ask by step with .at(step)."
+            )
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`; CheckpointNotFound that tells the steps near it."""
+        for checkpoint in self._items:
+            if checkpoint.step == step:
+                return checkpoint
+        near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:5])
+        have = f"near it: {', '.join(map(str, near))}" if near else "there are none"
+        raise CheckpointNotFound(
+            f"no checkpoint at step {step} on branch {self._run.branch!r} of {self._run.path}; "
+            f"{have}."
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Their steps, ascending."""
+        return [checkpoint.step for checkpoint in self._items]
+
+    @property
+    def evaluations(self) -> xr.Dataset:
+        """Scores (checkpoint, task, item): the branch's, or those at a slice's checkpoints."""
+        return self._own(self._run.evaluations)
+
+    @property
+    def activations(self) -> xr.Dataset:
+        """The fixed probe set's routing (checkpoint, token, ...), likewise."""
+        return self._own(self._run.activations)
+
+    def _own(self, measured: xr.Dataset) -> xr.Dataset:
+        if not self._part:
+            return measured
+        return measured.isel(checkpoint=measured.checkpoint.isin(self.steps).values)
+
+    def __repr__(self) -> str:
+        if not self._items:
+            return f"no checkpoints on branch {self._run.branch!r} of {self._run.path}"
+        lines = [
+            f"  step {c.step:>9,}   {c.tokens_seen:>15,} tokens   {c.branch}" for c in self._items
+        ]
+        if len(lines) > 8:
+            lines[4:-4] = ["  ..."]
+        head = f"{len(self)} checkpoints of branch {self._run.branch!r}, {self._run.path}"
+        return "\n".join([head, *lines])

@@ -1,0 +1,77 @@
+"""A run in a few lines of text: clocks, branches, sites, checkpoints.
+
+Needs   an open run; reads only its clock and labels.
+Yields  `describe`, the text of its repr.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+if TYPE_CHECKING:
+    from workbench.run import Run
+
+
+def describe(run: Run) -> str:
+    """What a scientist wants to know first about a run.
+
+    One line each for the clocks, the phases, the branches, every recorded group and the
+    checkpoints; what was not recorded says so.
+    """
+    lines = [f"Run {run.name!r}, branch {run.branch!r}, at {run.path}"]
+    rows = [("clocks", _clocks(run)), ("phases", _phases(run)), ("branches", _branches(run))]
+    rows += [(name, _sites(getattr(run, name))) for name in run.tree.children]
+    if not run.tree.children:
+        rows.append(("record", "nothing yet"))
+    rows.append(("checkpoints", _checkpoints(run)))
+    lines += [f"  {name:<12} {text}" for name, text in rows if text]
+    return "\n".join(lines)
+
+
+def _clocks(run: Run) -> str:
+    clock = run.clock
+    if not len(clock):
+        return "not started"
+    parts = [f"steps {clock.step[0]:,} to {clock.step[-1]:,}"]
+    if clock.tokens is not None:
+        parts.append(f"{_scaled(int(clock.tokens[-1]))} tokens")
+    if clock.utc is not None:
+        first, last = (datetime.fromtimestamp(float(t), UTC) for t in clock.utc[[0, -1]])
+        parts.append(f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC")
+    return " · ".join(parts)
+
+
+def _scaled(count: int) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"
+
+
+def _phases(run: Run) -> str:
+    return ", ".join(f"{p.get('name')} {p.get('start')}–{p.get('stop')}" for p in run.phases)
+
+
+def _branches(run: Run) -> str:
+    names = []
+    for name in run.branches:
+        fork = run.store.lineage(name) if run.store and name in run.store.branches else None
+        names.append(f"{name} (from {fork[0]} at step {fork[1]:,})" if fork else name)
+    return ", ".join(names)
+
+
+def _sites(group: xr.Dataset) -> str:
+    sizes = " x ".join(
+        f"{size:,} {dim}" for dim, size in group.sizes.items() if dim not in ("expert2", "sample")
+    )
+    return f"{sizes}: {', '.join(sorted(map(str, group.data_vars)))}"
+
+
+def _checkpoints(run: Run) -> str:
+    saved = run.checkpoints
+    if not saved:
+        return "none"
+    return f"{len(saved)}, steps {saved[0].step:,} to {saved[-1].step:,}"
