@@ -3,11 +3,11 @@
 Needs   normalised hidden states (batch, pos, d_model) and the rotary tables of their positions.
 Yields  the attention output (batch, pos, d_model).
 
-The fused kernel runs unless something hooks the scores or the pattern, which it never forms; then the same sum is
-computed step by step. Both are the same function to rounding.
+The fused kernel runs unless something hooks the scores or the pattern, which it never forms; then
+the same sum is computed step by step. Both are the same function to rounding.
 
-Source: rotary positions, Su et al. 2021, arXiv:2104.09864 (halves rotated, as in Llama); grouped queries, Ainslie et
-al. 2023, arXiv:2305.13245.
+Source: rotary positions, Su et al. 2021, arXiv:2104.09864 (halves rotated, as in Llama); grouped
+queries, Ainslie et al. 2023, arXiv:2305.13245.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class Attention(nn.Module):
         self.hook_pattern = HookPoint()
         self.hook_z = HookPoint()
 
+    @property
+    def W_O(self) -> Tensor:
+        """Output matrices of the heads, (head, d_head, d_model), as TransformerLens has them."""
+        return self.W_out.unflatten(1, (self.config.n_heads, self.config.d_head)).permute(1, 2, 0)
+
     def forward(self, x_BPD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Attention output (batch, pos, d_model)."""
         c = self.config
@@ -65,9 +70,15 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q_BPHd, k_BPGd, v_BPGd))
         repeats = self.config.n_heads // self.config.n_key_value_heads
         if not (is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)):
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=repeats > 1)
+            # The kernels for float32 on a GPU know no groups, and the fallback would form the
+            # scores.
+            if repeats > 1 and q.is_cuda and q.dtype == torch.float32:
+                k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
+            z = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=k.shape[1] < q.shape[1]
+            )
             return z.transpose(1, 2)
-        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
         scores = q @ k.mT / self.config.d_head**0.5
         P = scores.shape[-1]
         future = torch.ones(P, P, dtype=torch.bool, device=q.device).triu(1)
@@ -81,19 +92,24 @@ def is_hooked(point: HookPoint) -> bool:
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
 
 
-def rotary_tables(config: MoEConfig, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's rotary angles, each (n_ctx, d_head), float32.
+def rotary_tables(
+    config: MoEConfig, length: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles of the first positions, each (length, d_head), float32.
+
+    Made anew in every forward pass (its cost is not measurable): tables kept in the model would
+    lose their precision for good when the model passes through bfloat16, and would need filling
+    after a start on the meta device.
 
     Example:
         >>> from model.config import NANO
-        >>> cos, sin = rotary_tables(NANO)
+        >>> cos, sin = rotary_tables(NANO, 5)
         >>> tuple(cos.shape), cos[0].min().item()
-        ((128, 24), 1.0)
+        ((5, 24), 1.0)
     """
     pairs = torch.arange(0, config.d_head, 2, dtype=torch.float32, device=device) / config.d_head
-    angles = torch.arange(config.n_ctx, dtype=torch.float32, device=device)[:, None] * (
-        1.0 / config.rope_theta**pairs
-    )
+    position = torch.arange(length, dtype=torch.float32, device=device)
+    angles = position[:, None] * (1.0 / config.rope_theta**pairs)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -105,7 +121,10 @@ def rotate(x_BPHd: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation; its gradient is the rotation back. (Autograd of the same sum pads each half with zeros and adds.)"""
+    """A rotation; its gradient is the rotation back.
+
+    Autograd of the same sum would pad each half with zeros and add.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_BPHd: Tensor, cos_P1d: Tensor, sin_P1d: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The shape of a mixture-of-experts language model, and four presets of it.
 
 Needs   nothing.
-Yields  MoEConfig, frozen and checked when it is made; NANO, SMALL, BASE, DBRX; `parameter_counts` (exact, no model made).
+Yields  MoEConfig, frozen and checked when it is made; NANO, SMALL, BASE, DBRX; `parameter_counts`
+        (exact, no model made).
 
 Field names are those of TransformerLens configurations, so that its tools read ours. A variation is
 `dataclasses.replace(NANO, num_experts=32)`.
@@ -12,15 +13,16 @@ Source of DBRX's numbers: the configuration that Databricks published with the m
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from model.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig:
-    """Sizes and constants of one model; everything that its weights' shapes and its forward pass depend on."""
+    """Sizes and constants of one model: all that its weights' shapes and forward pass depend on."""
 
     d_vocab: int
     """Entries of the vocabulary, padding and special tokens included."""
@@ -35,7 +37,7 @@ class MoEConfig:
     """Query heads; each is d_model / n_heads wide."""
 
     n_key_value_heads: int
-    """Key and value heads; each serves n_heads / n_key_value_heads query heads (grouped-query attention)."""
+    """Key and value heads; each serves n_heads / n_key_value_heads of the query heads."""
 
     d_mlp: int
     """Hidden width of one expert."""
@@ -67,10 +69,19 @@ class MoEConfig:
     eps: float = 1e-5
     """Added to the variance in layer normalisation."""
 
+    # What TransformerLens asks of a configuration and is the same for all of ours.
+    normalization_type: ClassVar[str] = "LN"
+    act_fn: ClassVar[str] = "silu"
+    gated_mlp: ClassVar[bool] = True
+    attn_only: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.type == "int" and not (isinstance(v := getattr(self, field.name), int) and v >= 1):
-                raise ConfigError(f"{field.name}={v!r}: must be a whole number, 1 or more.")
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 1):
+                raise ConfigError(f"{field.name}={value!r}: must be a whole number, 1 or more.")
+            if field.type != "int" and not _is_number(value, optional="None" in str(field.type)):
+                raise ConfigError(f"{field.name}={value!r}: must be a finite number.")
         if self.d_model % self.n_heads:
             raise ConfigError(
                 f"d_model={self.d_model} does not divide by n_heads={self.n_heads}: "
@@ -121,7 +132,7 @@ class MoEConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MoEConfig:
-        """The configuration with these values; unknown and missing names are refused with the nearest known one."""
+        """The configuration with these values; unknown and missing names are refused by name."""
         known = [f.name for f in fields(cls)]
         for name in values:
             if name not in known:
@@ -132,6 +143,13 @@ class MoEConfig:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"model configuration is not complete: {error}.") from error
+
+
+def _is_number(value: object, optional: bool) -> bool:
+    """Whether it can be a field that holds a float."""
+    if value is None:
+        return optional
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""The experts of one layer: gated linear units, each applied to the tokens routed to it, none dropped.
+"""The experts of one layer: gated linear units, each for the tokens routed to it, none dropped.
 
 Needs   hidden states (batch, pos, d_model), ids and gates (batch, pos, k).
 Yields  the gate-weighted sum of the chosen experts' outputs (batch, pos, d_model).
 
-An expert computes (silu(x W_gate) * (x W_in)) W_out. Tokens are sorted by expert, so that each product over all experts
-is one grouped matrix product; `experts_reference` is the same sum written as a loop, to check against.
+An expert computes (silu(x W_gate) * (x W_in)) W_out. Tokens are sorted by expert, so that each
+product over all experts is one grouped matrix product; `experts_reference` is the same sum written
+as a loop, to check against.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from transformer_lens.hook_points import HookPoint
 from model.config import MoEConfig
 from model.product import grouped_product
 
-# Shapes: T tokens (batch x pos), D d_model, F d_mlp, E experts, K experts per token, N = T x K assignments.
+# Shapes: T tokens (batch x pos), D d_model, F d_mlp, E experts, K experts per token, N = T x K
+# assignments.
 
 
 class Experts(nn.Module):
-    """All experts of a layer. The weights of `gate` and `in` lie side by side, so that one product makes both."""
+    """All experts of a layer.
+
+    The weights of `gate` and `in` lie side by side, so that one product makes both.
+    """
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
@@ -31,6 +36,8 @@ class Experts(nn.Module):
         self.num_experts = E
         self.W_gate_in = nn.Parameter(torch.empty(E, D, 2 * H))
         self.W_out = nn.Parameter(torch.empty(E, H, D))
+        self.hook_pre = HookPoint()
+        self.hook_pre_linear = HookPoint()
         self.hook_post = HookPoint()
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
@@ -39,8 +46,10 @@ class Experts(nn.Module):
         inverse_N = torch.empty_like(order_N)
         inverse_N.scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         x_ND = _Dispatch.apply(x_TD, order_N, inverse_N.view_as(ids_TK))
-        h_NF = self.hook_post(gated_unit(grouped_product(x_ND, self.W_gate_in, ends_E)))
-        # The gate acts on the hidden layer: W_out is linear, and the hidden layer is the narrower side.
+        gate_NF, in_NF = grouped_product(x_ND, self.W_gate_in, ends_E).chunk(2, dim=-1)
+        h_NF = self.hook_post(gated_unit(self.hook_pre(gate_NF), self.hook_pre_linear(in_NF)))
+        # The gate acts on the hidden layer: W_out is linear, and the hidden layer is the narrower
+        # side.
         gates_N = _Permute.apply(gates_TK.flatten().to(h_NF.dtype), order_N, inverse_N)
         y_ND = grouped_product(h_NF * gates_N.unsqueeze(1), self.W_out, ends_E)
         return _Combine.apply(y_ND, order_N, inverse_N.view_as(ids_TK))
@@ -53,7 +62,8 @@ def sort_by_expert(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
         ids_TK: chosen experts, (tokens, k), int64.
 
     Returns:
-        order (tokens * k,): index into the flattened ids, stable within an expert; ends (experts,) int32: exclusive.
+        order (tokens * k,): index into the flattened ids, stable within an expert; ends (experts,)
+        int32: exclusive.
 
     Example:
         >>> order, ends = sort_by_expert(torch.tensor([[1], [0], [1]]), 3)
@@ -68,22 +78,21 @@ def sort_by_expert(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     return order_N, counts_E.cumsum(0, dtype=torch.int32)
 
 
-def gated_unit(h_NF: Tensor) -> Tensor:
-    """silu of the first half of each row times the second half, (N, 2F) -> (N, F).
+def gated_unit(gate_NF: Tensor, in_NF: Tensor) -> Tensor:
+    """silu(gate) * in, elementwise.
 
     Example:
-        >>> gated_unit(torch.tensor([[0.0, 5.0, 3.0, 2.0]]))[0, 0].item()
+        >>> gated_unit(torch.tensor([0.0]), torch.tensor([3.0])).item()
         0.0
     """
-    gate_NF, in_NF = h_NF.chunk(2, dim=-1)
-    # silu of a strided tensor runs without vector units on CPU: four times the time of a copy and the rest.
+    # silu of a strided tensor runs without vector units on CPU: four times the time of a copy and
+    # the rest.
     return F.silu(gate_NF.contiguous()) * in_NF
 
 
-def experts_reference(
-    experts: Experts, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor
-) -> Tensor:
+def experts_reference(experts: Experts, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
     """What `Experts.forward` computes, one expert and one plain product at a time."""
+    # Summed in the order of experts, without grouping, sorting or early gates: slow and plain.
     out_TD = torch.zeros_like(x_TD)
     for e in range(experts.num_experts):
         token, slot = (ids_TK == e).nonzero(as_tuple=True)
@@ -101,8 +110,8 @@ def _sum_rows(x_ND: Tensor, index_TK: Tensor) -> Tensor:
 class _Dispatch(torch.autograd.Function):
     """Row n of the result is the token of assignment order[n].
 
-    Plain indexing would sum its gradient with atomic adds, in an order that changes from run to run on a GPU; undoing
-    the permutation and summing over k is exact, repeatable and faster.
+    Plain indexing would sum its gradient with atomic adds, in an order that changes from run to run
+    on a GPU; undoing the permutation and summing over k is exact, repeatable and faster.
     """
 
     @staticmethod
@@ -117,7 +126,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """Row t of the result is the sum over the rows of token t's assignments: the way back from `_Dispatch`."""
+    """Row t of the result is the sum over token t's assignments: the way back from `_Dispatch`."""
 
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, order_N: Tensor, inverse_TK: Tensor) -> Tensor:
@@ -132,7 +141,7 @@ class _Combine(torch.autograd.Function):
 
 
 class _Permute(torch.autograd.Function):
-    """Entry n of the result is entry index[n]; the gradient goes back through the inverse, without adding."""
+    """Entry n of the result is entry index[n]; the gradient returns through the inverse."""
 
     @staticmethod
     def forward(ctx: Any, x_N: Tensor, index_N: Tensor, inverse_N: Tensor) -> Tensor:

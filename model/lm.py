@@ -3,9 +3,9 @@
 Needs   tokens (batch, pos), int64.
 Yields  logits (batch, pos, d_vocab), or the training losses.
 
-The architecture is DBRX's: pre-normalised blocks of grouped-query attention and a dropless mixture of experts, a final
-normalisation, an output matrix of its own. The hook points bear the usual TransformerLens names; model/sites.py lists
-them all.
+The architecture is DBRX's: pre-normalised blocks of grouped-query attention and a dropless mixture
+of experts, a final normalisation, an output matrix of its own. The hook points bear the usual
+TransformerLens names; model/sites.py lists them all.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from model.config import MoEConfig
 from model.errors import DataError
 from model.loss import next_token_loss
 from model.norm import LayerNorm
+from model.sites import Sites, aliases
 
 
 class Losses(NamedTuple):
     """What training minimises, and its parts."""
 
     total: Tensor
-    """next_token + balance weight x mean over layers of balance + z weight x mean over layers of z."""
+    """next_token + balance weight x mean over layers of balance + z weight x mean of z."""
 
     next_token: Tensor
     """Cross-entropy, nats per token."""
@@ -57,6 +58,8 @@ class MoELM(HookedRootModule):
         ((2, 8, 1024), (2, 8, 16))
     """
 
+    mod_dict: dict[str, nn.Module]
+
     def __init__(self, config: MoEConfig, seed: int = 0) -> None:
         super().__init__()
         self.cfg = config
@@ -65,28 +68,54 @@ class MoELM(HookedRootModule):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_final = LayerNorm(config)
         self.unembed = nn.Linear(config.d_model, config.d_vocab, bias=False)
-        cos, sin = rotary_tables(config)
-        self.register_buffer("rotary_cos", cos, persistent=False)
-        self.register_buffer("rotary_sin", sin, persistent=False)
         self.setup()
-        if self.unembed.weight.device.type != "meta":
+        modules = Sites(self.mod_dict)
+        modules.update((alias, modules[name]) for alias, name in aliases(config).items())
+        self.mod_dict = modules
+        if not self.unembed.weight.is_meta:
             self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draws every matrix from a normal distribution; those that write to the stream are scaled by depth.
+        """Draws every matrix from a normal distribution, the same on every device.
+
+        Those that write to the stream are scaled by depth.
 
         Source of the scaling: Radford et al. 2019 (GPT-2), 1 / sqrt(2 x layers).
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         shrink = (2 * self.cfg.n_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 parameter.fill_(1.0)
                 continue
             std = self.cfg.init_range * (shrink if name.endswith("W_out") else 1.0)
-            drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-            parameter.copy_(drawn)
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            parameter.copy_(drawn.normal_(0.0, std, generator=generator))
+
+    @property
+    def W_U(self) -> Tensor:
+        """The output matrix, (d_model, d_vocab), as TransformerLens names and turns it."""
+        return self.unembed.weight.T
+
+    def tokens_to_residual_directions(self, tokens: Tensor | int) -> Tensor:
+        """Directions whose product with the centred, scaled final stream is the token's logit.
+
+        The weight of the final normalisation is part of it, so that `ActivationCache.logit_attrs`
+        adds up to the logit.
+
+        Args:
+            tokens: ids of any shape.
+
+        Returns:
+            (..., d_model).
+
+        Example:
+            >>> from model.config import NANO
+            >>> tuple(MoELM(NANO).tokens_to_residual_directions(torch.tensor([3, 5])).shape)
+            (2, 96)
+        """
+        return self.unembed.weight[tokens] * self.ln_final.weight
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, return_type: str = "logits"
@@ -95,20 +124,28 @@ class MoELM(HookedRootModule):
 
         Args:
             tokens: (batch, pos), int64, in [0, d_vocab); pos at most n_ctx.
-            targets: (batch, pos), the token after each; -100 is left out. None: `tokens` shifted by one.
-            return_type: "logits" (batch, pos, d_vocab); "loss", a scalar in nats per token; "losses", a `Losses`.
+            targets: (batch, pos), the token after each; -100 is left out. None: `tokens` shifted by
+                one.
+            return_type: "logits" (batch, pos, d_vocab); "loss", a scalar in nats per token;
+                "losses", a `Losses`.
 
         Raises:
-            DataError: the sequence is longer than n_ctx, or return_type is none of the three.
+            DataError: `tokens` has not two axes, the sequence is longer than n_ctx, or return_type
+                is none of the three.
         """
         if return_type not in ("logits", "loss", "losses"):
             raise DataError(f"return_type={return_type!r}: expected 'logits', 'loss' or 'losses'.")
+        if tokens.dim() != 2:
+            raise DataError(
+                f"tokens of shape {tuple(tokens.shape)}: expected (batch, pos); "
+                f"one sequence goes in as tokens[None]."
+            )
         if (length := tokens.shape[1]) > self.cfg.n_ctx:
             raise DataError(
                 f"a sequence of {length} tokens; the model was made for n_ctx={self.cfg.n_ctx}: "
                 f"cut the sequence or make the model with a larger n_ctx."
             )
-        rotary = self.rotary_cos[:length], self.rotary_sin[:length]
+        rotary = rotary_tables(self.cfg, length, tokens.device)
         x_BPD = self.hook_embed(self.embed(tokens))
         router_losses = []
         for block in self.blocks:

@@ -1,11 +1,13 @@
-"""The next-token loss, computed in pieces so that the logits of a whole batch never stand in memory.
+"""The next-token loss, in pieces, so that the logits of a whole batch never stand in memory.
 
-Needs   normalised hidden states (tokens, d_model), the output matrix (d_vocab, d_model), target ids (tokens,).
+Needs   normalised hidden states (tokens, d_model), the output matrix (d_vocab, d_model), target ids
+        (tokens,).
 Yields  the mean cross-entropy, nats per token, with its gradients.
 
-A batch's logits and their gradient are the largest tensors of a training step by far, and are needed for nothing else.
-Here each piece of them is made, turned into its share of loss and gradients while still in cache, and forgotten.
-`F.cross_entropy(F.linear(x, W), targets)` is the reference.
+A batch's logits and their gradient are the largest tensors of a training step by far, and are
+needed for nothing else. Here each piece of them is made, turned into its share of loss and
+gradients while still in cache, and forgotten. `F.cross_entropy(F.linear(x, W), targets)` is the
+reference.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from model.product import linear, outer_sum
 
@@ -44,8 +45,8 @@ def next_token_loss(x_TD: Tensor, W_VD: Tensor, targets_T: Tensor) -> Tensor:
 
     Example:
         >>> x, W = torch.zeros(3, 2), torch.zeros(4, 2)
-        >>> next_token_loss(x, W, torch.tensor([0, 1, -100])).item()  # ln 4
-        1.3862943649291992
+        >>> round(next_token_loss(x, W, torch.tensor([0, 1, -100])).item(), 4)  # ln 4
+        1.3863
     """
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
@@ -55,7 +56,7 @@ def next_token_loss(x_TD: Tensor, W_VD: Tensor, targets_T: Tensor) -> Tensor:
 
 
 class _NextTokenLoss(torch.autograd.Function):
-    """Loss and gradients in one pass: the gradient of a mean needs nothing from later layers but a factor."""
+    """Loss and gradients in one pass: the gradient of a mean waits for nothing but a factor."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, W_VD: Tensor, targets_T: Tensor) -> Tensor:
@@ -71,8 +72,8 @@ class _NextTokenLoss(torch.autograd.Function):
             target_C1 = target_C.unsqueeze(1).where(counted_C1, 0)
             logits_CV = linear(x_CD, W_VD).float()
             probs_CV = logits_CV.softmax(-1)
-            # logsumexp from the largest logit and its probability, which cannot underflow: two cheap passes instead of
-            # a second exponential.
+            # logsumexp from the largest logit and its probability, which cannot underflow: two
+            # cheap passes instead of a second exponential.
             logsumexp_C1 = logits_CV.amax(-1, keepdim=True) - probs_CV.amax(-1, keepdim=True).log()
             lost_C1 = logsumexp_C1 - logits_CV.gather(1, target_C1)
             total = total + lost_C1.where(counted_C1, 0).sum()

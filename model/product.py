@@ -1,11 +1,13 @@
-"""Matrix products: one matrix for all rows, or one for each stretch of rows, by the fastest exact way there is.
+"""Matrix products, one matrix for all rows or one for each stretch of them, the fastest exact way.
 
-Needs   rows (..., A) and a matrix (B, A); or rows (N, A) sorted by group, matrices (E, A, B) and the groups' ends (E,).
+Needs   rows (..., A) and a matrix (B, A); or rows (N, A) sorted by group, matrices (E, A, B) and
+        the groups' ends (E,).
 Yields  the product, in the dtype of the rows; gradients to both.
 
-On CPU in float32 torch multiplies by MKL, which on processors not made by Intel leaves the wide vector units unused;
-oneDNN, which torch carries too, does not, and is as exact. Measured on two AMD cores: 400 against 190 Gflop/s. So float32
-products on a CPU with AVX-512 go to oneDNN, all others to torch. `torch.backends.mkldnn.flags(enabled=False)` turns it off.
+On CPU in float32 torch multiplies by MKL, which on processors not made by Intel leaves the wide
+vector units unused; oneDNN, which torch carries too, does not, and is as exact. Measured on two AMD
+cores: 400 against 190 Gflop/s. So float32 products on a CPU with AVX-512 go to oneDNN, all others
+to torch. `torch.backends.mkldnn.flags(enabled=False)` turns it off.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Shapes: T tokens, N rows sorted by group, A and B the inner and outer width of a product, E groups.
+# Shapes: T tokens, N rows sorted by group, A and B the inner and outer width of a product, E
+# groups.
 
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
@@ -29,7 +32,7 @@ _WORTH_IT = 1 << 20
 
 
 def linear(x: Tensor, W_BA: Tensor) -> Tensor:
-    """`x` times the transpose of `W_BA`, as `torch.nn.functional.linear` has it: (..., A) -> (..., B).
+    """`x` times the transpose of `W_BA`, as in `torch.nn.functional`: (..., A) -> (..., B).
 
     Example:
         >>> linear(torch.ones(2, 3), torch.ones(4, 3)).tolist()[0]
@@ -49,8 +52,8 @@ def grouped_product(x_NA: Tensor, W_EAB: Tensor, ends_E: Tensor) -> Tensor:
         ends_E: where each group's stretch ends (exclusive), int32; a group may be empty.
 
     Example:
-        >>> W = torch.tensor([1.0, 10.0]).view(2, 1, 1)
-        >>> grouped_product(torch.ones(3, 1), W, torch.tensor([1, 3], dtype=torch.int32)).flatten().tolist()
+        >>> W, ends = torch.tensor([1.0, 10.0]).view(2, 1, 1), torch.tensor([1, 3])
+        >>> grouped_product(torch.ones(3, 1), W, ends.int()).flatten().tolist()
         [1.0, 10.0, 10.0]
     """
     if torch.is_autocast_enabled(x_NA.device.type):
@@ -58,7 +61,9 @@ def grouped_product(x_NA: Tensor, W_EAB: Tensor, ends_E: Tensor) -> Tensor:
         x_NA, W_EAB = x_NA.to(dtype), W_EAB.to(dtype)
     # torch's own kernel has no float64, compiles in bfloat16 only, and on CPU multiplies by MKL.
     whole = x_NA.dtype in (torch.float32, torch.float64)
-    if whole and (x_NA.device.type == "cpu" or torch.compiler.is_compiling() or x_NA.dtype == torch.float64):
+    if whole and (
+        x_NA.device.type == "cpu" or torch.compiler.is_compiling() or x_NA.dtype == torch.float64
+    ):
         return _grouped(x_NA, W_EAB, ends_E)
     return F.grouped_mm(x_NA, W_EAB, offs=ends_E)
 
@@ -71,7 +76,7 @@ def _suits_onednn(x: Tensor, W: Tensor) -> bool:
         and x.device.type == W.device.type == "cpu"
         and x.numel() * W.shape[0] >= _WORTH_IT
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 
@@ -94,12 +99,16 @@ class _Linear(torch.autograd.Function):
         x, W_BA = ctx.saved_tensors
         grad = grads[0]
         grad_x = _multiply(grad, W_BA.mT) if ctx.needs_input_grad[0] else None
-        grad_W = outer_sum(grad.flatten(0, -2), x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+        grad_W = (
+            outer_sum(grad.flatten(0, -2), x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+        )
         return grad_x, grad_W
 
 
 def outer_sum(g_TB: Tensor, x_TA: Tensor) -> Tensor:
-    """Sum over rows of the outer products of g and x, (B, A): the gradient of `linear` to its matrix. Has no gradient.
+    """Sum over rows of the outer products of g and x, (B, A). Has no gradient.
+
+    It is the gradient of `linear` to its matrix.
 
     Example:
         >>> outer_sum(torch.ones(5, 2), torch.ones(5, 3)).tolist()
@@ -150,9 +159,9 @@ def _grouped_outer(x_NA: Tensor, g_NB: Tensor, ends_E: Tensor) -> Tensor:
 def _window(start: int, end: int, total: int) -> tuple[int, int]:
     """A stretch of rows around [start, end) whose length is one of few.
 
-    oneDNN makes a kernel for each length that it meets, 0.2 ms a time, and the number of tokens of an expert is another
-    in every step. Rounded up to a sixteenth there are few lengths, their kernels are kept, and the rows too many cost
-    3 %.
+    oneDNN makes a kernel for each length that it meets, 0.2 ms a time, and the number of tokens of
+    an expert is another in every step. Rounded up to a sixteenth there are few lengths, their
+    kernels are kept, and the rows too many cost 3 %.
     """
     rows = end - start
     grain = max(64, 1 << max(rows.bit_length() - 4, 0))

@@ -3,8 +3,8 @@
 Needs   hidden states (batch, pos, d_model).
 Yields  Routing: logits and softmax over all experts, chosen ids, gates.
 
-Logits are one linear map without bias. The softmax runs in float32 over all experts, the k most probable are chosen,
-and their probabilities are divided by their sum (L1), as in DBRX.
+Logits are one linear map without bias. The softmax runs in float32 over all experts, the k most
+probable are chosen, and their probabilities are divided by their sum (L1), as in DBRX.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from model.config import MoEConfig
+from model.product import linear
 
 # Shapes: B batch, P position, D d_model, E experts in the layer, K experts per token.
 
@@ -51,7 +52,7 @@ class Router(nn.Module):
 
     def forward(self, x_BPD: Tensor) -> Routing:
         """Routing of hidden states (batch, pos, d_model)."""
-        logits_BPE = self.hook_logits(nn.functional.linear(x_BPD, self.weight).float())
+        logits_BPE = self.hook_logits(linear(x_BPD, self.weight).float())
         probs_BPE = self.hook_probs(logits_BPE.softmax(-1))
         # Gates are gathered by the ids after their hook, so that an experiment that changes the
         # choice gets the gates of the experts it chose.
@@ -64,11 +65,14 @@ class Router(nn.Module):
 def balance_loss(routing: Routing) -> Tensor:
     """How unevenly one layer loads its experts: 1 when even, up to E when all goes to one.
 
-    E * sum_i f_i P_i, where f_i is the share of assignments that expert i received and P_i its mean probability.
-    The gradient flows through P alone.
+    E * sum_i f_i P_i, where f_i is the share of assignments that expert i received and P_i its mean
+    probability. The gradient flows through P alone.
 
     Returns:
         Scalar, dimensionless.
+
+    Hugging Face's `load_balancing_loss_func`, given the logits of one layer, is k times this; given
+    several layers it pools them first, so that two opposite collapses look even.
 
     Source: Fedus et al. 2022, section 2.2, arXiv:2101.03961, with f divided by k as well.
 
@@ -94,8 +98,8 @@ def z_loss(routing: Routing) -> Tensor:
     Source: Zoph et al. 2022, arXiv:2202.08906.
 
     Example:
-        >>> routing = Routing(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), torch.zeros(1, 2, 1), torch.ones(1, 2, 1))
-        >>> z_loss(routing).item()
+        >>> one = torch.ones(1, 2, 1)
+        >>> z_loss(Routing(0 * one, one, 0 * one, one)).item()
         0.0
     """
     return routing.logits_BPE.logsumexp(-1).square().mean()

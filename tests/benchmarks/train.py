@@ -1,16 +1,19 @@
-"""Training speed: our model against Hugging Face's OLMoE of the same shape, side by side in one run.
+"""Training speed: our model against Hugging Face's OLMoE of the same shape, side by side.
 
 Needs   nothing; both models are made here, with random weights and random tokens.
-Yields  a table (and with --json FILE the numbers behind it): milliseconds of one training step, tokens a second,
-        and how many times faster ours is, each as median and quartiles over the rounds.
+Yields  a table (and with --json FILE the numbers behind it): milliseconds of one training step,
+        tokens a second, and how many times faster ours is, each as median and quartiles over the
+        rounds.
 
-A step is forward, backward and fused AdamW. Each round times one step of every contender, in an order that turns, so
-that a slow second of the machine falls on all of them; the ratio is taken within the round. OLMoE runs its fastest
-setting: experts by grouped matrix product, SDPA attention, no cache. It stands there twice, without its auxiliary loss
-(less work than ours, which always has its router losses) and with it. OLMoE normalises queries and keys, and
-DBRX does not; that is part of either architecture and stays.
+A step is forward, backward and fused AdamW. Each round times one step of every contender, in an
+order that turns, so that a slow second of the machine falls on all of them; the ratio is taken
+within the round. OLMoE runs its fastest setting: experts by grouped matrix product, SDPA attention,
+no cache. It stands there twice, without its auxiliary loss (less work than ours, which always has
+its router losses) and with it. OLMoE normalises queries and keys, and DBRX does not; that is part
+of either architecture and stays.
 
-    python tests/benchmarks/train.py [--device cpu] [--threads 2] [--rounds 30] [--shape demo] [--json FILE]
+    python tests/benchmarks/train.py [--device cpu] [--threads 2] [--rounds 30] [--shape demo]
+    [--json FILE]
 """
 
 from __future__ import annotations
