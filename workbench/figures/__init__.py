@@ -1,0 +1,65 @@
+"""What is seen: a figure for every question, from labelled arrays; none computes a measure.
+
+    wb.figures.expert_load(load)          where do the tokens go?
+    wb.figures.balance(balance)           is the load even?
+    wb.figures.emergence(skills, onsets)  when do capabilities arrive?
+    wb.figures.arms(difference)           what did an arm buy?
+    wb.figures.saturation(settled)        when does the routing settle?
+    wb.figures.loss(train)                how did training go?
+    wb.figures.to_html(fig)               one self-contained page; the only way out of a notebook
+
+Every figure holds a sentence in words, a table and its provenance: `wb.figures.caption_of(fig)`.
+Names are imported when they are first used, so that a command that draws nothing does not load
+plotly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.figures.arm_forest import arms as arms
+    from workbench.figures.capability_emergence import emergence as emergence
+    from workbench.figures.caption import Caption as Caption
+    from workbench.figures.caption import caption_of as caption_of
+    from workbench.figures.clock import Mark as Mark
+    from workbench.figures.figure import show_config as show_config
+    from workbench.figures.load_balance import balance as balance
+    from workbench.figures.page import to_html as to_html
+    from workbench.figures.router_load import expert_load as expert_load
+    from workbench.figures.router_saturation import saturation as saturation
+    from workbench.figures.template import arm_colors as arm_colors
+    from workbench.figures.training_loss import loss as loss
+
+# No file is named like the function in it: importing the file would hide the function.
+_HOMES = {
+    "expert_load": "router_load",
+    "balance": "load_balance",
+    "emergence": "capability_emergence",
+    "arms": "arm_forest",
+    "saturation": "router_saturation",
+    "loss": "training_loss",
+    "to_html": "page",
+    "show_config": "figure",
+    "caption_of": "caption",
+    "Caption": "caption",
+    "Mark": "clock",
+    "arm_colors": "template",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(
+            f"module 'workbench.figures' has no {name!r}; it has {', '.join(_HOMES)}."
+        )
+    value = getattr(import_module(f"workbench.figures.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,110 @@
+"""Figure: a plotly figure that cannot be sent to anybody's cloud, with its words around it.
+
+Needs   a drawn figure and its Caption.
+Yields  Figure; `show_config`; `finish`, which frames a drawing, and `bare`, which takes the frame
+        off.
+
+Plotly 7 puts a "Share chart" button beside every chart that uploads it to a company's server unless
+the configuration forbids it. `show_config` does, and Figure passes it wherever plotly would show or
+write a chart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+from workbench.figures.caption import Caption, attach
+from workbench.figures.template import MUTED, TEMPLATE
+from workbench.figures.wording import label, wrapped
+
+_LINE_PX = 17
+_TITLE_PX = 44
+
+
+def show_config() -> dict[str, Any]:
+    """Configuration for plotly.js on every way out: no upload, no logo, grows with the page."""
+    return {
+        "showSendToCloud": False,
+        "plotlyServerURL": "",
+        "displaylogo": False,
+        "responsive": True,
+        "topojsonURL": "",
+        "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+        "toImageButtonOptions": {"format": "png", "scale": 2},
+    }
+
+
+class Figure(go.Figure):
+    """A plotly figure whose every own way out carries `show_config`."""
+
+    def show(self, *args: Any, config: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        return super().show(*args, config={**(config or {}), **show_config()}, **kwargs)
+
+    def to_html(self, *args: Any, config: Mapping[str, Any] | None = None, **kwargs: Any) -> str:
+        return super().to_html(*args, config={**(config or {}), **show_config()}, **kwargs)
+
+    def write_html(
+        self, *args: Any, config: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().write_html(*args, config={**(config or {}), **show_config()}, **kwargs)
+
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._repr_mimebundle_(*args, **{**kwargs, "config": show_config()})
+
+    def _ipython_display_(self) -> None:
+        self.show()
+
+
+def finish(fig: go.Figure, caption: Caption, *, height: int, top: int = 10) -> go.Figure:
+    """Frame a drawing: template, title, sentence under it, origin at the foot, caption inside.
+
+    `height` and `top` are the pixels of the panels and of what stands directly over them (legend,
+    labels); room for title, sentence and foot is added here, and taken off again by `bare`.
+    """
+    words = wrapped(" ".join([caption.sentence, *caption.notes]))
+    head = _TITLE_PX + _LINE_PX * (words.count("<br>") + 1)
+    foot = 20 if caption.origin else 0
+    bottom = 52
+    fig.update_layout(
+        template=TEMPLATE,
+        height=height + head + top + bottom + foot,
+        margin={"t": head + top, "b": bottom + foot},
+        title={"text": label(caption.title, 120), "subtitle": {"text": words}},
+    )
+    if foot:
+        fig.add_annotation(
+            text=label(caption.origin, 160),
+            name="origin",
+            showarrow=False,
+            xref="paper",
+            yref="paper",
+            x=1,
+            y=0,
+            xanchor="right",
+            yanchor="top",
+            yshift=-bottom,
+            font={"size": 10, "color": MUTED},
+        )
+    attach(fig, caption)
+    fig.layout.meta = {**fig.layout.meta, "head_px": head, "foot_px": foot}
+    return fig
+
+
+def bare(fig: go.Figure) -> go.Figure:
+    """The figure without title, sentence and origin, for a page that writes these around it."""
+    meta = fig.layout.meta
+    inner = Figure(fig)
+    inner.layout.annotations = [a for a in fig.layout.annotations if a.name != "origin"]
+    inner.update_layout(
+        title=None,
+        height=fig.layout.height - meta["head_px"] - meta["foot_px"],
+        margin={
+            "t": fig.layout.margin.t - meta["head_px"],
+            "b": fig.layout.margin.b - meta["foot_px"],
+        },
+    )
+    inner.layout.meta = None
+    return inner

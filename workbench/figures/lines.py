@@ -1,0 +1,110 @@
+"""A line with its interval: a band behind it, and a hover text that says everything about a point.
+
+Needs   x, y and where known the bounds of y at every sample.
+Yields  Line; `draw_line`, which adds it to a panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from workbench.figures.bins import Binned
+from workbench.figures.clock import Clock
+from workbench.figures.template import faint
+from workbench.figures.wording import count, label, number
+
+Band = tuple[np.ndarray, np.ndarray]
+"""Lower and upper bound at every sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a panel, as long as its samples."""
+
+    name: str
+    """Name in the legend and in the hover text, unescaped."""
+    x: np.ndarray
+    y: np.ndarray
+    band: Band | None = None
+    hover: Sequence[str] = ()
+    """Text of every sample, already disarmed."""
+    color: str = "#000000"
+    dash: str = "solid"
+    markers: bool = False
+    legend: bool = True
+    """Whether this line, of all lines of its name, stands in the legend."""
+
+
+def draw_line(fig: go.Figure, line: Line, *, row: int, col: int) -> None:
+    """Add the line, and its band under it, to a panel. A click on its legend entry hides both."""
+    group = line.name
+    if line.band is not None:
+        low, high = line.band
+        for part in _unbroken(low, high):
+            around = np.concatenate([line.x[part], line.x[part][::-1]])
+            edge = np.concatenate([high[part], low[part][::-1]])
+            band = go.Scatter(
+                x=around, y=edge, fill="toself", fillcolor=faint(line.color), mode="lines",
+                line={"width": 0}, hoverinfo="skip", legendgroup=group, showlegend=False,
+            )  # fmt: skip
+            fig.add_trace(band, row=row, col=col)
+    fig.add_trace(
+        go.Scatter(
+            x=line.x, y=line.y, mode="lines+markers" if line.markers else "lines",
+            name=label(line.name), legendgroup=group, showlegend=line.legend,
+            line={"color": line.color, "width": 1.8, "dash": line.dash},
+            marker={"size": 4, "color": line.color},
+            text=list(line.hover) or None,
+            hovertemplate="%{text}<extra></extra>" if len(line.hover) else None,
+        ),
+        row=row, col=col,
+    )  # fmt: skip
+
+
+def _unbroken(low: np.ndarray, high: np.ndarray) -> list[slice]:
+    """The stretches of two samples or more on which both bounds are there."""
+    there = np.isfinite(low) & np.isfinite(high)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], there.astype(int), [0]])))
+    return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 1]
+
+
+def hover_texts(
+    head: str,
+    clock: Clock,
+    y: np.ndarray,
+    unit: str,
+    *,
+    band: Band | None = None,
+    band_is: str = "95 %",
+    n: str = "",
+    short: Binned | None = None,
+) -> list[str]:
+    """For every sample: what, step, tokens, value with unit, band and n, as lines of plotly text.
+
+    `head` is unescaped and may hold several lines, a newline between them.
+    """
+    top = "<br>".join(label(part, 80) for part in head.split("\n"))
+    texts = []
+    for i, step in enumerate(clock.steps):
+        where = f"step {step:,.0f}"
+        if short is not None and short.n[i] > 1:
+            where = f"steps {int(short.first[i]):,}–{int(short.last[i]):,} (mean of {short.n[i]})"
+        if clock.tokens is not None:
+            where += f", {count(float(clock.tokens[i]))} tokens"
+        value = number(float(y[i]), 3) + (f" {unit}" if unit else "")
+        if band is not None:
+            low, high = (number(float(bound[i]), 3) for bound in band)
+            value += f" [{low}, {high}] {label(band_is)}"
+        texts.append("<br>".join(part for part in (top, where, value, label(n)) if part))
+    return texts
+
+
+def band_of(one: xr.Dataset, name: str) -> Band | None:
+    """The variables `name`_low and `name`_high as a band; None where one is missing."""
+    ends = [f"{name}_{end}" for end in ("low", "high")]
+    return (one[ends[0]].values, one[ends[1]].values) if all(e in one for e in ends) else None

@@ -1,0 +1,260 @@
+"""Is the load balanced? Measures of evenness through training, for every layer or every arm.
+
+Needs   balance (step, layer): max_violation, normalized_entropy, dead_experts, balance_loss; those
+        that are there.
+Yields  a figure: one panel a measure, one x axis; a line a layer, or the median layer with the
+        range of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.colors import sample_colorscale
+
+from workbench.errors import SchemaError
+from workbench.figures.bins import binned, width_for
+from workbench.figures.caption import Caption, Table, provenance_of
+from workbench.figures.clock import ClockName, Mark, clock_of, draw_marks
+from workbench.figures.figure import finish
+from workbench.figures.lines import Band, Line, draw_line, hover_texts
+from workbench.figures.panels import LEGEND_PX, Stack
+from workbench.figures.strands import arms_of, strands
+from workbench.figures.template import MAGNITUDE, MUTED
+from workbench.figures.wording import many, number, per_arm, plain
+
+_RIGHT_PX = 60
+"""Room for the word "balanced" beside the panels."""
+
+MOST_LINES = 6
+"""Layers that are drawn as a line each; more become a median and a range."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One panel: what it shows and where balance lies on it."""
+
+    name: str
+    title: str
+    balanced: float
+
+
+MEASURES = (
+    Measure("max_violation", "MaxVio: the busiest expert's load over the mean, less 1", 0),
+    Measure("normalized_entropy", "entropy of the load, as a share of ln E", 1),
+    Measure("dead_experts", "dead experts", 0),
+    Measure("balance_loss", "balance loss E·Σ f·P", 1),
+)
+
+
+def balance(
+    balance: xr.Dataset | Mapping[str, xr.Dataset], *, marks: Sequence[Mark] = (),
+    x: ClockName = "step", colors: Mapping[str, str] | None = None,
+    code: str = "workbench.figures.balance(probes.balance(run))",
+) -> go.Figure:  # fmt: skip
+    """Load balance through training.
+
+    Args:
+        balance: (step, layer) variables of `probes.balance`, of one arm; or arm name -> such a
+            dataset.
+        marks, x, code: as for `expert_load`.
+        colors: arm name -> hex colour; by default each arm's own.
+
+    Returns:
+        Figure. One arm with up to 6 layers: a line a layer, light to dark with depth. Otherwise the
+        median layer as a line and the range over layers as a band, a colour an arm. Long records
+        are averaged into bins.
+
+    Raises:
+        SchemaError: none of the measures is there along (step, layer).
+
+    Example:
+        >>> even = xr.Dataset({"max_violation": (("step", "layer"), [[0.0], [0.5]])})
+        >>> balance(even).layout.meta["caption"]["sentence"][:90]
+        'Over the last tenth of the steps the busiest expert of the median layer gets 1.5 times the'
+    """
+    arms = arms_of(balance)
+    measures = _present(arms)
+    arms = {name: ds[[m.name for m in measures]] for name, ds in arms.items()}
+    layers = max(ds.sizes["layer"] for ds in arms.values())
+    by_layer = len(arms) == 1 and layers <= MOST_LINES
+    stack = Stack(heights=[132] * len(measures), gap=36)
+    fig = stack.figure([m.title for m in measures])
+    draw = _draw_layers if by_layer else _draw_arms
+    notes = draw(fig, arms, measures, x, colors)
+    for row, measure in enumerate(measures, start=1):
+        _axis(fig, row, measure, _highest(arms, measure.name, by_layer))
+    clock = clock_of(_longest(arms), x)
+    fig.update_xaxes(**clock.axis, row=len(measures), col=1)
+    top = draw_marks(fig, marks, clock, stack.axes, above=18)
+    top = max(20, top)
+    fig.update_layout(legend=stack.legend(top), margin_r=_RIGHT_PX)
+    caption = Caption(
+        name="balance",
+        title="Load balance: how evenly the experts are used",
+        sentence=balance_sentence(arms),
+        notes=tuple(n for n in notes if n),
+        table=balance_table(arms),
+        code=code,
+        provenance=provenance_of(*arms.values()),
+    )
+    return finish(fig, caption, height=stack.height, top=top + LEGEND_PX)
+
+
+def _present(arms: Mapping[str, xr.Dataset]) -> list[Measure]:
+    found = [
+        m for m in MEASURES
+        if all(m.name in ds and set(ds[m.name].dims) == {"step", "layer"} for ds in arms.values())
+    ]  # fmt: skip
+    if not found:
+        have = {str(n): tuple(v.dims) for ds in arms.values() for n, v in ds.data_vars.items()}
+        raise SchemaError(
+            f"no measure of balance along (step, layer) in {have or 'an empty dataset'}; expected "
+            f"one of {', '.join(m.name for m in MEASURES)}. probes.balance(run) returns them."
+        )
+    return found
+
+
+def _longest(arms: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    return max(arms.values(), key=lambda ds: ds.sizes["step"])
+
+
+def _draw_layers(
+    fig: go.Figure, arms: Mapping[str, xr.Dataset], measures: Sequence[Measure], x: ClockName,
+    colors: Mapping[str, str] | None,
+) -> list[str]:  # fmt: skip
+    (whole,) = arms.values()
+    short = binned(whole)
+    clock = clock_of(short.mean, x)
+    layers = (
+        short.mean["layer"].values if "layer" in short.mean.coords else range(whole.sizes["layer"])
+    )
+    shades = _shades(len(layers))
+    for row, measure in enumerate(measures, start=1):
+        for i, layer in enumerate(layers):
+            y = short.mean[measure.name].isel(layer=i).values
+            head = f"layer {int(layer)}\n{measure.title}"
+            line = Line(
+                name=f"layer {int(layer)}", x=clock.x, y=y, color=shades[i], legend=row == 1,
+                hover=hover_texts(head, clock, y, "", short=short),
+            )  # fmt: skip
+            draw_line(fig, line, row=row, col=1)
+    return [short.note, _peak(arms) if short.note else ""]
+
+
+def _shades(n: int) -> list[str]:
+    """Shallow layers light, deep ones dark; the lightest fifth would vanish on white."""
+    places = [0.8 * (1 - i / max(1, n - 1)) for i in range(n)]
+    found = sample_colorscale(MAGNITUDE, places, colortype="tuple")
+    return ["#" + "".join(f"{round(255 * c):02x}" for c in color) for color in found]
+
+
+def _draw_arms(
+    fig: go.Figure, arms: Mapping[str, xr.Dataset], measures: Sequence[Measure], x: ClockName,
+    colors: Mapping[str, str] | None,
+) -> list[str]:  # fmt: skip
+    each = width_for(_longest(arms).sizes["step"])
+    for strand in strands(arms, [m.name for m in measures], colors):
+        short = binned(strand.values, each=each)
+        clock = clock_of(short.mean, x)
+        for row, measure in enumerate(measures, start=1):
+            over = short.mean[measure.name].transpose("step", "layer")
+            if measure.name == "dead_experts":
+                y = over.sum("layer", skipna=False).values
+                band: Band | None = None
+                what = "all layers together"
+            else:
+                y = over.median("layer").values
+                band = (over.min("layer").values, over.max("layer").values)
+                what = "median layer"
+            line = Line(
+                name=strand.name, x=clock.x, y=y, color=strand.color, legend=row == 1, band=band,
+                hover=hover_texts(
+                    f"{plain(strand.name)}, {what}\n{measure.title}", clock, y, "", short=short,
+                    band=band, band_is="lowest and highest layer",
+                    n=f"n = {many(over.sizes['layer'], 'layer')}",
+                ),
+            )  # fmt: skip
+            draw_line(fig, line, row=row, col=1)
+    note = binned(_longest(arms), each=each).note
+    reading = "Line: median layer, band: lowest to highest layer; the dead: all layers."
+    return [note, reading, _peak(arms) if note else ""]
+
+
+def _peak(arms: Mapping[str, xr.Dataset]) -> str:
+    """What averaging into bins hides: the highest single step."""
+    peaks = [float(ds["max_violation"].max()) for ds in arms.values() if "max_violation" in ds]
+    return f"The highest MaxVio of a single step is {number(max(peaks))}." if peaks else ""
+
+
+def _highest(arms: Mapping[str, xr.Dataset], name: str, by_layer: bool) -> float:
+    drawn = [ds[name] if by_layer else ds[name].sum("layer") for ds in arms.values()]
+    return max(float(d.max()) for d in drawn)
+
+
+def _axis(fig: go.Figure, row: int, measure: Measure, highest: float) -> None:
+    fig.add_hline(
+        y=measure.balanced, row=row, col=1, line={"color": MUTED, "width": 1, "dash": "dot"},
+        annotation={
+            "text": "balanced", "font": {"size": 10, "color": MUTED},
+            "x": 1, "xanchor": "left", "yanchor": "middle",
+        },
+    )  # fmt: skip
+    axis: dict[str, Any] = {"rangemode": "tozero" if measure.balanced == 0 else "normal"}
+    if measure.name == "dead_experts":
+        axis = {"range": [-0.08 * max(1.0, highest), 1.1 * max(1.0, highest)], "tickformat": ",d"}
+        if highest < 5:
+            axis["dtick"] = 1
+    fig.update_yaxes(**axis, row=row, col=1)
+
+
+def balance_sentence(arms: Mapping[str, xr.Dataset]) -> str:
+    """How uneven the median layer is over the last tenth of the steps; and the dead."""
+    late = {arm: _late(ds) for arm, ds in arms.items()}
+    have = set.intersection(*(set(map(str, ds.data_vars)) for ds in late.values()))
+    said = []
+    if "max_violation" in have:
+        ratio = {
+            a: number(1 + float(ds["max_violation"].median("layer"))) for a, ds in late.items()
+        }
+        said.append(
+            f"the busiest expert of the median layer gets {per_arm(ratio)} times the mean load"
+        )
+    if "normalized_entropy" in have:
+        entropy = {
+            a: number(float(ds["normalized_entropy"].median("layer")), 3) for a, ds in late.items()
+        }
+        said.append(f"the entropy of its load is {per_arm(entropy)} of the most possible")
+    if "dead_experts" in have:
+        dead = {
+            a: f"{number(float(ds['dead_experts'].sum('layer')))}{_experts(ds)}"
+            for a, ds in late.items()
+        }
+        said.append(f"dead experts in all layers: {per_arm(dead)}")
+    return f"Over the last tenth of the steps {'; '.join(said) or 'no measure was recorded'}."
+
+
+def _late(ds: xr.Dataset) -> xr.Dataset:
+    last = max(1, round(ds.sizes["step"] / 10))
+    return ds.isel(step=slice(-last, None)).mean("step", keep_attrs=True)
+
+
+def _experts(ds: xr.Dataset) -> str:
+    each = ds.attrs.get("experts")
+    return f" of {int(each) * ds.sizes['layer']}" if each else ""
+
+
+def balance_table(arms: Mapping[str, xr.Dataset]) -> Table:
+    """A row an arm and layer: each measure's mean over the last tenth of the steps."""
+    rows = []
+    names = [str(n) for n in next(iter(arms.values())).data_vars]
+    for arm, ds in arms.items():
+        late = _late(ds)
+        for i in range(ds.sizes["layer"]):
+            layer = int(ds["layer"][i]) if "layer" in ds.coords else i
+            rows.append((arm, layer, *(float(late[n].isel(layer=i)) for n in names)))
+    return Table(("arm", "layer", *names), tuple(rows))

@@ -1,0 +1,129 @@
+"""How did training go? The loss of every arm, and the learning rate under it.
+
+Needs   arm name -> train (step): loss, nats/token; lr where recorded.
+Yields  a figure: the loss over the learning rate on one x.
+
+A loss is measured on the arm's own training mix. After a fork the mixes may differ, and then the
+two losses are not
+comparable: the evaluations are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from workbench.errors import SchemaError
+from workbench.figures.bins import binned, width_for
+from workbench.figures.caption import Caption, Table, provenance_of
+from workbench.figures.clock import ClockName, Mark, clock_of, draw_marks
+from workbench.figures.figure import finish
+from workbench.figures.lines import Line, draw_line, hover_texts
+from workbench.figures.panels import LEGEND_PX, Stack
+from workbench.figures.strands import arms_of, strands
+from workbench.figures.wording import many, number, per_arm, plain
+
+_PANELS = (("loss", "training loss (nats/token)", "nats/token"), ("lr", "learning rate", ""))
+
+
+def loss(
+    train: xr.Dataset | Mapping[str, xr.Dataset], *, marks: Sequence[Mark] = (),
+    x: ClockName = "step", colors: Mapping[str, str] | None = None,
+    code: str = "workbench.figures.loss(run.train)",
+) -> go.Figure:  # fmt: skip
+    """Training loss per arm, with the learning rate under it.
+
+    Args:
+        train: (step) loss and, where recorded, lr; or arm name -> such a dataset.
+        marks, x, code: as for `expert_load`. colors: arm name -> hex colour.
+
+    Raises:
+        SchemaError: no loss.
+
+    Example:
+        >>> loss(xr.Dataset({"loss": ("step", [5.0, 2.0])})).layout.meta["caption"]["sentence"]
+        'The loss goes from 5 to 2 nats/token.'
+    """
+    arms = arms_of(train)
+    for name, ds in arms.items():
+        if "loss" not in ds or "step" not in ds["loss"].dims:
+            raise SchemaError(
+                f"{plain(name)}: found {', '.join(map(str, ds.variables)) or 'nothing'}; expected "
+                "loss (step), as run.train has it."
+            )
+    panels = [p for p in _PANELS if all(p[0] in ds for ds in arms.values())]
+    arms = {name: _numbers(ds, [n for n, _, _ in panels]) for name, ds in arms.items()}
+    longest = max(arms.values(), key=lambda ds: ds.sizes["step"])
+    each = width_for(longest.sizes["step"])
+    stack = Stack(heights=[240, 80][: len(panels)], gap=34)
+    fig = stack.figure([title for _, title, _ in panels])
+    for part in strands(arms, [n for n, _, _ in panels], colors):
+        short = binned(part.values, each=each)
+        clock = clock_of(short.mean, x)
+        for row, (name, _, unit) in enumerate(panels, start=1):
+            y = short.mean[name].values
+            line = Line(
+                name=part.name, x=clock.x, y=y, color=part.color, dash=part.dash, legend=row == 1,
+                hover=hover_texts(f"{plain(part.name)}: {name}", clock, y, unit, short=short),
+            )  # fmt: skip
+            draw_line(fig, line, row=row, col=1)
+    clock = clock_of(longest, x)
+    fig.update_xaxes(**clock.axis, row=len(panels), col=1)
+    if len(panels) == 2:
+        fig.update_yaxes(rangemode="tozero", exponentformat="power", nticks=4, row=2, col=1)
+    top = max(20, draw_marks(fig, marks, clock, stack.axes, above=18))
+    fig.update_layout(legend=stack.legend(top))
+    caption = Caption(
+        name="loss",
+        title="Training loss",
+        sentence=loss_sentence(arms),
+        notes=tuple(n for n in (binned(longest, each=each).note, _caution(arms)) if n),
+        table=loss_table(arms),
+        code=code,
+        provenance=provenance_of(*arms.values()),
+    )
+    return finish(fig, caption, height=stack.height, top=top + LEGEND_PX)
+
+
+def _numbers(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
+    # set_coords: the clocks stay beside the numbers.
+    beside = [n for n in ("tokens_seen", "utc") if n in ds]
+    return ds[[*names, *beside]].set_coords(beside).load()
+
+
+def loss_sentence(arms: Mapping[str, xr.Dataset]) -> str:
+    """The loss at both ends, each the mean over a twentieth of the steps."""
+    ends = {arm: _ends(ds["loss"]) for arm, ds in arms.items()}
+    start = next(iter(ends.values()))[0]
+    last = {arm: number(end, 3) for arm, (_, end) in ends.items()}
+    return f"The loss goes from {number(start, 3)} to {per_arm(last)} nats/token."
+
+
+def _ends(loss: xr.DataArray) -> tuple[float, float]:
+    n = max(1, round(loss.sizes["step"] / 20))
+    return float(loss.isel(step=slice(0, n)).mean()), float(loss.isel(step=slice(-n, None)).mean())
+
+
+def loss_table(arms: Mapping[str, xr.Dataset]) -> Table:
+    """A row an arm: its steps, the loss at both ends, and its lowest single step."""
+    rows = []
+    for arm, ds in arms.items():
+        start, end = _ends(ds["loss"])
+        lowest = float(np.nanmin(ds["loss"].values))
+        rows.append((arm, ds.sizes["step"], start, end, lowest))
+    return Table(
+        ("arm", "steps", "first twentieth (nats/token)", "last twentieth", "lowest step"),
+        tuple(rows),
+    )
+
+
+def _caution(arms: Mapping[str, xr.Dataset]) -> str:
+    if len(arms) < 2:
+        return ""
+    return (
+        f"{many(len(arms), 'arm').capitalize()}, each on its own training mix: after the fork "
+        "their losses are of different text."
+    )
