@@ -1,11 +1,11 @@
 """Rows that grow together: the variables of one group along one dim.
 
 Needs   arrays whose first dim is the growing one, labelled by it.
-Yields  the same rows at the end of the group's Zarr arrays, each chunk written whole.
+Yields  the same rows at the end of the group's Zarr arrays.
 
 The variables of a strand are settled by its first rows and always have equal length. Rows wait in
-memory until `write`; the rows of the last, partly filled chunk stay in memory, so that a chunk is
-rewritten without being read.
+memory until `write`. A last chunk that was partly filled is read and written again by Zarr: keeping
+its rows in memory instead was measured to save nothing that shows.
 """
 
 from __future__ import annotations
@@ -47,9 +47,6 @@ class Strand:
         self.last: int | None = None
         self._names: tuple[str, ...] = ()
         self._pending: dict[str, list[np.ndarray]] = {}
-        # Rows since the last chunk boundary, per variable; chunks differ in length.
-        self._tail: dict[str, np.ndarray] = {}
-        self._next_tail: dict[str, np.ndarray] = {}
         if stored is not None and dim in stored:
             self._read_end(stored)
 
@@ -57,12 +54,8 @@ class Strand:
         arrays = dict(stored.arrays())
         self._names = tuple(name for name in self.known if name in arrays)
         self.count = arrays[self.dim].shape[0]
-        for name in self._names:
-            array = arrays[name]
-            self._tail[name] = np.asarray(array[self.count - self.count % array.chunks[0] :])
         if self.count:
-            labels = self._tail[self.dim]
-            self.last = int(labels[-1] if labels.size else np.asarray(arrays[self.dim][-1:])[0])
+            self.last = int(np.asarray(arrays[self.dim][-1:])[0])
 
     @property
     def waiting(self) -> int:
@@ -124,25 +117,20 @@ class Strand:
         await asyncio.gather(*(self._write_one(root, name, sizes) for name in self._names))
 
     async def _write_one(self, root: zarr.Group, name: str, sizes: dict[str, int]) -> None:
-        tail = self._tail.get(name)
-        if tail is None:
+        # A strand that holds rows has all its arrays: its first commit makes them together.
+        if not self.count:
             group = root[self.group]
             assert isinstance(group, zarr.Group)
             create_array(group, name, self.known[name], sizes)
         array = await open_array(
             store=root.store, path=f"{self.group}/{name}", mode="r+", zarr_format=3
         )
-        block = np.concatenate(
-            self._pending[name] if tail is None else [tail, *self._pending[name]]
-        )
-        start = self.count - (0 if tail is None else len(tail))
-        stop = start + len(block)
+        block = np.concatenate(self._pending[name])
+        stop = self.count + len(block)
         await array.resize((stop, *array.shape[1:]))
-        await array.setitem(slice(start, stop), block)
-        self._next_tail[name] = block[stop - stop % array.chunks[0] - start :].copy()
+        await array.setitem(slice(self.count, stop), block)
 
     def settle(self) -> None:
         """The rows of the last `write` are committed."""
         self.count += self.waiting
         self._pending.clear()
-        self._tail, self._next_tail = self._next_tail, {}

@@ -111,6 +111,7 @@ class StoreWriter:
             self.layout = snapshot.layout
             self._attrs = snapshot.attrs
             self._relabel = False
+            self._owes_sync = False
             self._strands = {
                 (group, dim): Strand(group, dim, self._stored(snapshot, group))
                 for group, dims in GROWING.items()
@@ -203,12 +204,13 @@ class StoreWriter:
     def commit(self, message: str) -> str:
         """Make everything appended durable and visible, all at once; returns the snapshot's id.
 
-        With nothing waiting no commit is made. After an OSError (a full disk) the rows still wait:
-        make room and commit again.
+        With nothing waiting no commit is made. After an error (a full disk) nothing is lost: what
+        was not committed still waits. Make room and commit again.
         """
         self._check_open()
         grown = {key: strand for key, strand in self._strands.items() if strand.waiting}
         if not grown and not self._relabel:
+            self._pay_sync()
             return self.snapshot_id
         repository = self._store.repository
         with self._turn as turn:
@@ -226,12 +228,20 @@ class StoreWriter:
             new = session.flush(message, metadata={"branch": self.branch, **self._ends()})
             sync_tree(self._store.path)
             repository.reset_branch(self.branch, new, from_snapshot_id=self.snapshot_id)
-            sync_tree(self._store.path)
-        for strand in grown.values():
-            strand.settle()
-        self._relabel = False
-        self.snapshot_id = new
+            # The branch shows the rows from here on, whatever the last sync says.
+            for strand in grown.values():
+                strand.settle()
+            self._relabel = False
+            self.snapshot_id = new
+            self._owes_sync = True
+            self._pay_sync()
         return new
+
+    def _pay_sync(self) -> None:
+        """Sync if the last commit's own sync failed or has not happened yet."""
+        if self._owes_sync:
+            sync_tree(self._store.path)
+            self._owes_sync = False
 
     def _ends(self) -> dict[str, int]:
         """Last label of every group, for whoever lists the history without reading arrays."""
