@@ -83,7 +83,8 @@ class Attention(nn.Module):
         P = scores.shape[-1]
         future = torch.ones(P, P, dtype=torch.bool, device=q.device).triu(1)
         scores = self.hook_attn_scores(scores.masked_fill(future, float("-inf")))
-        pattern = self.hook_pattern(scores.softmax(-1, dtype=torch.float32).to(v.dtype))
+        wide = torch.promote_types(torch.float32, v.dtype)
+        pattern = self.hook_pattern(scores.softmax(-1, dtype=wide).to(v.dtype))
         return (pattern @ v).transpose(1, 2)
 
 

@@ -37,6 +37,9 @@ class MoE(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then that plus experts(norm(that))."""
 
+    hook_out_is_single_residual_stream = True
+    """TransformerLens's logit lens asks for this before it reads a stream."""
+
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
         self.ln1 = LayerNorm(config)

@@ -10,7 +10,7 @@ TransformerLens names; model/sites.py lists them all.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,11 @@ class MoELM(HookedRootModule):
         """The output matrix, (d_model, d_vocab), as TransformerLens names and turns it."""
         return self.unembed.weight.T
 
+    @property
+    def b_U(self) -> Tensor:
+        """The bias that the output matrix does not have: zeros, (d_vocab,)."""
+        return self.unembed.weight.new_zeros(self.cfg.d_vocab)
+
     def tokens_to_residual_directions(self, tokens: Tensor | int) -> Tensor:
         """Directions whose product with the centred, scaled final stream is the token's logit.
 
@@ -116,6 +121,10 @@ class MoELM(HookedRootModule):
             (2, 96)
         """
         return self.unembed.weight[tokens] * self.ln_final.weight
+
+    def accumulated_bias(self, *_: Any, **__: Any) -> Tensor:
+        """The sum of all biases, as TransformerLens asks for it: none, so (d_model,) zeros."""
+        return torch.zeros_like(self.ln_final.weight)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, return_type: str = "logits"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.product import linear, outer_sum
+from model.product import autocast, linear, outer_sum
 
 # Shapes: T tokens, C tokens of one piece, D d_model, V vocabulary.
 
@@ -48,11 +48,8 @@ def next_token_loss(x_TD: Tensor, W_VD: Tensor, targets_T: Tensor) -> Tensor:
         >>> round(next_token_loss(x, W, torch.tensor([0, 1, -100])).item(), 4)  # ln 4
         1.3863
     """
-    if torch.is_autocast_enabled(x_TD.device.type):
-        dtype = torch.get_autocast_dtype(x_TD.device.type)
-        x_TD, W_VD = x_TD.to(dtype), W_VD.to(dtype)
-    with torch.autocast(x_TD.device.type, enabled=False):
-        return _NextTokenLoss.apply(x_TD, W_VD, targets_T)
+    x_TD, W_VD = autocast(x_TD, W_VD)
+    return _NextTokenLoss.apply(x_TD, W_VD, targets_T)
 
 
 class _NextTokenLoss(torch.autograd.Function):

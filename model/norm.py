@@ -30,7 +30,8 @@ class LayerNorm(nn.Module):
         if not is_hooked(self.hook_scale):
             normalized = F.layer_norm(x, self.weight.shape, self.weight, None, self.eps)
         else:
-            centred = x.float() - x.float().mean(-1, keepdim=True)
+            wide = x.to(torch.promote_types(torch.float32, x.dtype))
+            centred = wide - wide.mean(-1, keepdim=True)
             scale = self.hook_scale((centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
             normalized = (centred / scale).to(x.dtype) * self.weight.to(x.dtype)
         return self.hook_normalized(normalized)

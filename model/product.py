@@ -56,16 +56,28 @@ def grouped_product(x_NA: Tensor, W_EAB: Tensor, ends_E: Tensor) -> Tensor:
         >>> grouped_product(torch.ones(3, 1), W, ends.int()).flatten().tolist()
         [1.0, 10.0, 10.0]
     """
-    if torch.is_autocast_enabled(x_NA.device.type):
-        dtype = torch.get_autocast_dtype(x_NA.device.type)
-        x_NA, W_EAB = x_NA.to(dtype), W_EAB.to(dtype)
+    x_NA, W_EAB = autocast(x_NA, W_EAB)
     # torch's own kernel has no float64, compiles in bfloat16 only, and on CPU multiplies by MKL.
-    whole = x_NA.dtype in (torch.float32, torch.float64)
-    if whole and (
-        x_NA.device.type == "cpu" or torch.compiler.is_compiling() or x_NA.dtype == torch.float64
-    ):
+    whole = x_NA.dtype == torch.float32 and (not x_NA.is_cuda or torch.compiler.is_compiling())
+    if whole or x_NA.dtype == torch.float64:
         return _grouped(x_NA, W_EAB, ends_E)
     return F.grouped_mm(x_NA, W_EAB, offs=ends_E)
+
+
+def autocast(*operands: Tensor) -> tuple[Tensor, ...]:
+    """The operands in the dtype of autocast, where that is on for their device; else as they are.
+
+    For products that autocast does not know of.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     autocast(torch.ones(1))[0].dtype
+        torch.bfloat16
+    """
+    device = operands[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return tuple(t.to(torch.get_autocast_dtype(device)) for t in operands)
+    return operands
 
 
 def _suits_onednn(x: Tensor, W: Tensor) -> bool:
