@@ -45,7 +45,13 @@ def _refuse_foreign_sisters() -> None:
     """
     ours = Path(__file__).resolve().parent.parent
     for name in _SISTERS:
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        except ValueError:
+            # Somebody has put a module of that name into sys.modules by hand.
+            raise ImportError(
+                f"a module '{name}' that is not the workbench's was imported already; rename it."
+            ) from None
         if spec is None:
             raise ImportError(
                 f"the package '{name}' of the workbench is missing beside {Path(__file__).parent}; "
