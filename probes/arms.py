@@ -17,7 +17,7 @@ The intervals are about items: they say that these two checkpoints differ, and n
 another seed of the same arm would do. Before the fork the arms are one: such checkpoints are left
 out but for the last, where the difference is 0 with no uncertainty.
 
-Sources: Miller 2024, arXiv:2411.00640, section 4.2; Bonett & Price 2012, J. Educ. Behav. Stat.
+Sources: Miller 2024, arXiv:2411.00640; Bonett & Price 2012, J. Educ. Behav. Stat.
 37(4), recommended by Fagerland et al. 2014, Stat. Med. 33(16); Benjamini & Hochberg 1995.
 """
 

@@ -28,7 +28,8 @@ it is and with what lies under ln(chance) cut off; a jump must be one in both re
 must a smooth rise.
 
 Sources: metrics that make jumps, Schaeffer et al. 2023, arXiv:2304.15004; bootstrap over items,
-Miller 2024, arXiv:2411.00640. MOST and SHORT are ours: see the error rates in the docs.
+Miller 2024, arXiv:2411.00640. MOST and SHORT are ours; what they do is measured by
+tests/probes/error_rates.py.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Onset:
     """Optimizer step of the crossing; NaN where not reached."""
 
     low: float
-    """Lower end of the 95 % interval, steps. Where not reached: no onset before this step."""
+    """Lower end of the 95 % interval, steps. Where not reached: no onset up to this step."""
 
     high: float
     """Upper end, steps; inf where it is open."""
@@ -107,7 +108,8 @@ def onset(skill: xr.Dataset, level: float = 0.5, *, n_boot: int = BOOT, seed: in
         step = that checkpoint, low = 0, verdict "cannot tell".
 
     Raises:
-        UsageError: several tasks, a level outside (0, 1), under two evaluated checkpoints.
+        UsageError: several tasks, a level outside (0, 1), under two evaluated checkpoints, or
+            checkpoints out of order.
         SchemaError: not a capability dataset.
 
     Example:
@@ -182,6 +184,12 @@ class _Curves:
                 f"found {items.sum()} items at each of {evaluated.sum()} checkpoints; an onset "
                 "needs 2 of both at least. Widen the window."
             )
+        steps = skill["checkpoint"].values[evaluated].astype(np.float64)
+        if (np.diff(steps) <= 0).any():
+            raise UsageError(
+                "found checkpoints out of order or twice; expected rising steps. Use "
+                "skill.sortby('checkpoint').drop_duplicates('checkpoint')."
+            )
         chance = float(skill["chance"])
         right = correct[evaluated][:, items].astype(np.float64)
         n = right.shape[1]
@@ -191,7 +199,7 @@ class _Curves:
         values = values[evaluated][:, items].astype(np.float64)
         return cls(
             task=str(skill["task"].item()) if "task" in skill.coords else "task",
-            steps=skill["checkpoint"].values[evaluated].astype(np.float64),
+            steps=steps,
             accuracy=(weights @ right.T - chance) / (1 - chance),
             logprob=weights @ values.T if np.isfinite(values).all() else None,
             chance=chance,

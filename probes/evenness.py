@@ -5,7 +5,7 @@ Yields  max_violation, cv, gini, normalized_entropy, effective_experts, each (..
 
 All five see only the multiset of loads: permuting the experts changes none of them.
 
-Sources: MaxVio, Wang et al. 2024, arXiv:2408.15664, section 2.2; the coefficient of variation as
+Sources: MaxVio, Wang et al. 2024, arXiv:2408.15664; the coefficient of variation as
 a load measure, Shazeer et al. 2017, arXiv:1701.06538, section 4; effective number, Hill 1973.
 """
 

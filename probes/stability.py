@@ -15,7 +15,7 @@ resampling single tokens would pretend to more evidence than there is. It answer
 like this"; it says nothing about another training seed. Where every token agrees, the interval has
 no width: nothing on this token set differs.
 
-Sources: router saturation, Muennighoff et al. 2024, OLMoE, arXiv:2409.02060, section 4; chance
+Sources: router saturation, Muennighoff et al. 2024, OLMoE, arXiv:2409.02060; chance
 correction after Cohen 1960; block bootstrap, Künsch 1989, Ann. Statist. 17(3).
 """
 

@@ -135,6 +135,12 @@ def test_the_paired_interval_covers_by_exact_enumeration():
     assert 0.93 <= chance[(low <= truth) & (truth <= high)].sum() <= 0.99
 
 
+def test_without_any_change_the_paired_interval_keeps_the_width_of_a_few_items():
+    difference, low, high = (x.item() for x in bonett_price(*np.array([[0], [0], [8]])))
+    # One imagined item each way among ten: 1.96 sqrt(0.2 / 10).
+    assert (difference, low, high) == pytest.approx((0, -0.2772, 0.2772), abs=1e-4)
+
+
 def test_tasks_without_items_are_left_out_of_the_false_discovery_count():
     assert survives(np.array([0.01, np.nan])).tolist() == [True, False]
 

@@ -102,6 +102,8 @@ def test_surroundings_keep_their_length_at_the_edges_of_the_clock():
     steps = np.arange(0, 1001, 50).astype(float)
     low, high = Stretches.of(steps, 200).around
     np.testing.assert_array_equal(steps[high] - steps[low], 600)
+    # Of the stretch that begins at 400: one length before it, and one after its end.
+    assert (steps[low[8]], steps[high[8]]) == (200, 800)
 
 
 def test_no_rise_has_no_shares():

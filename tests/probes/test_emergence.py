@@ -172,6 +172,7 @@ def test_an_onset_prints_on_one_line_and_turns_into_a_plain_dict():
     [
         (lambda s: probes.onset(s, level=1.0), UsageError, "between 0 .chance. and 1"),
         (lambda s: probes.onset(s.isel(checkpoint=[0])), UsageError, "at each of 1 checkpoints"),
+        (lambda s: probes.onset(s.isel(checkpoint=[3, 2, 1])), UsageError, "out of order"),
         (lambda s: probes.onset(s[["accuracy"]]), SchemaError, "expected what probes.capability"),
         (
             lambda s: probes.onset(xr.concat([s, s], "task")),

@@ -48,6 +48,14 @@ def test_pooling_by_tokens_weighs_every_assignment_once():
     np.testing.assert_allclose(load.sel(step=2, layer=0), [11 / 16, 5 / 16])
 
 
+def test_a_pool_larger_than_a_block_is_still_read_whole(monkeypatch):
+    router = router_record(steps=12, tokens=64)
+    whole = probes.expert_load(router, window=256)
+    monkeypatch.setattr("probes.pool.BLOCK_VALUES", 1)
+    xr.testing.assert_identical(probes.expert_load(router, window=256), whole)
+    assert whole["step"].values.tolist() == [4, 8, 12]
+
+
 def test_a_last_pool_that_does_not_fill_is_left_out():
     counts = np.full((5, 1, 2), 4)
     load = probes.expert_load(record(counts, np.full(5, 8)), window=16)

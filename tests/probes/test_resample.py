@@ -37,6 +37,8 @@ def test_the_same_seed_draws_the_same_items():
 
 def test_few_units_widen_the_quantiles():
     assert tails(5)[0] < tails(50)[0] < 0.025
+    # Student's t with 19 degrees of freedom, 2.093, times sqrt(20/19), read as a normal's.
+    assert tails(20)[0] == pytest.approx(0.0159, abs=1e-4)
     assert tails(1) == (0.0, 1.0)
 
 
