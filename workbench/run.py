@@ -58,7 +58,7 @@ class Run:
     """
 
     def __init__(self, path: Path, branch: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.index = CheckpointIndex(self.path)
         self.store = RunStore.open(self.path / "store") if (self.path / "store").exists() else None
         self.branch = self._choose(branch)

@@ -7,6 +7,7 @@ Yields  `describe`, the text of its repr.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -21,7 +22,9 @@ def describe(run: Run) -> str:
     One line each for the clocks, the phases, the branches, every recorded group and the
     checkpoints; what was not recorded says so.
     """
-    lines = [f"Run {run.name!r}, branch {run.branch!r}, at {run.path}"]
+    here = Path.cwd()
+    place = run.path.relative_to(here) if run.path.is_relative_to(here) else run.path
+    lines = [f"Run {run.name!r}, branch {run.branch!r}, at {place}"]
     rows = [("clocks", _clocks(run)), ("phases", _phases(run)), ("branches", _branches(run))]
     rows += [(name, _sites(getattr(run, name))) for name in run.tree.children]
     if not run.tree.children:

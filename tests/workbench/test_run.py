@@ -255,6 +255,20 @@ def test_refresh_shows_what_was_committed_meanwhile_and_old_datasets_stay(tmp_pa
     assert before.loss.values[-1] == np.float32(0.4)
 
 
+def test_a_run_stays_open_when_the_program_changes_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = RunStore.create("runs/a/store", LAYOUT)
+    with store.writer("main") as w:
+        train_to(w, tmp_path / "runs/a", 1, 10)
+        run = wb.open_run("runs/a")
+        assert "at runs/a\n" in repr(run)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        train_to(w, tmp_path / "runs/a", 11, 20)
+    assert run.refresh().train.sizes["step"] == 20
+    assert run.checkpoints[-1].load()["blocks.0.w"].max() == 20
+
+
 def test_checkpoints_that_a_rollback_set_aside_are_no_longer_of_the_branch(tmp_path):
     store = RunStore.create(tmp_path / "store", LAYOUT)
     with store.writer("main") as w:
@@ -302,7 +316,7 @@ print(*scores.task.values, *scores.family.values, sorted(scores.coords))
     first, second = done.stdout.splitlines()
     assert first == "120 prose code_text assignments"
     assert second == (
-        "logic/chains logic ['chance', 'checkpoint', 'family', 'items', 'task', 'tokens_seen']"
+        "logic/chains logic ['chance', 'checkpoint', 'family', 'item_count', 'task', 'tokens_seen']"
     )
 
 

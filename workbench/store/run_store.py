@@ -80,7 +80,8 @@ class RunStore:
     """
 
     def __init__(self, path: Path, repository: ic.Repository) -> None:
-        self.path = path
+        # Absolute: a training program may change its working folder while it records.
+        self.path = path.absolute()
         self.repository = repository
 
     @classmethod
@@ -135,7 +136,7 @@ class RunStore:
             raise RunNotFound(
                 f"no store at {path}; a store is the folder 'store' of a run that was recorded."
             )
-        return cls(path, ic.Repository.open(_storage(path)))
+        return cls(path, ic.Repository.open(_storage(path.absolute())))
 
     # Reading
 

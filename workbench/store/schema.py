@@ -155,7 +155,7 @@ COORDINATES: Mapping[str, Mapping[str, Variable]] = {
         "task": Variable(("task",), "str", "1", "Evaluation task, '<family>/<task>'."),
         "family": Variable(("task",), "str", "1", "Family of the task."),
         "chance": Variable(("task",), "float64", "1", "Accuracy that guessing earns."),
-        "items": Variable(
+        "item_count": Variable(
             ("task",), "int64", "items", "Items of the task; later ones are padding."
         ),
     },

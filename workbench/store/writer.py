@@ -50,7 +50,7 @@ def label_values(layout: Layout, group: str, name: str) -> np.ndarray | None:
         "task": [task.name for task in layout.tasks],
         "family": [task.family for task in layout.tasks],
         "chance": [task.chance for task in layout.tasks],
-        "items": [task.items for task in layout.tasks],
+        "item_count": [task.items for task in layout.tasks],
         "token_id": tokens and tokens.ids,
     }
     if not values[name]:

@@ -25,7 +25,7 @@ WIDE = Layout(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 130), st.booleans()), min_size=1, max_size=6),
     gap=st.integers(1, 3),

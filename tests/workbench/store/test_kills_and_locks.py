@@ -71,7 +71,7 @@ def test_two_processes_write_two_arms_at_once_and_lose_nothing(
     small_store.fork("right", "main", at_step=20)
     code = """
 with store.writer(sys.argv[2]) as w:
-    for step in range(21, 71):
+    for step in range(21, 46):
         router, train = rows(step, step)
         w.append("router", router)
         w.append("train", train)
@@ -80,8 +80,8 @@ with store.writer(sys.argv[2]) as w:
     writers = [start(code, branch) for branch in ("left", "right")]
     assert [writer.wait() for writer in writers] == [0, 0]
     for branch in ("left", "right"):
-        assert check_steps(small_store.read(branch)) == 70
-        assert len(small_store._history(branch)) == 2 + 1 + 50
+        assert check_steps(small_store.read(branch)) == 45
+        assert len(small_store._history(branch)) == 2 + 1 + 25
 
 
 HOLD = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -190,6 +191,15 @@ def test_what_the_layout_left_open_can_be_filled_in_once(store):
     assert seen.layout.tasks == LAYOUT.tasks
     assert seen.dataset("activations").token_id.values.tolist() == [5, 6, 7]
     assert seen.dataset("activations").domain.values.tolist() == list(tokens.domains)
+
+
+def test_a_notebook_s_running_event_loop_is_no_obstacle(store):
+    async def cell():
+        with store.writer("main") as w:
+            record(w, [1, 2])
+        return store.read("main").dataset("train").step.values.tolist()
+
+    assert asyncio.run(cell()) == [1, 2]
 
 
 def test_an_existing_store_is_never_overwritten(store):
