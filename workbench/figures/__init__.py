@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from workbench.figures.capability_emergence import emergence as emergence
     from workbench.figures.caption import Caption as Caption
     from workbench.figures.caption import caption_of as caption_of
-    from workbench.figures.clock import Mark as Mark
     from workbench.figures.figure import show_config as show_config
     from workbench.figures.load_balance import balance as balance
     from workbench.figures.page import to_html as to_html
@@ -44,7 +43,8 @@ _HOMES = {
     "show_config": "figure",
     "caption_of": "caption",
     "Caption": "caption",
-    "Mark": "clock",
+    "Mark": "marks",
+    "marks_of": "marks",
     "arm_colors": "template",
 }
 

@@ -22,9 +22,10 @@ from plotly.subplots import make_subplots
 
 from workbench.errors import SchemaError
 from workbench.figures.caption import Caption, Table, provenance_of
-from workbench.figures.clock import Clock, ClockName, Mark, clock_of, draw_marks
+from workbench.figures.clock import Clock, ClockName, clock_of
 from workbench.figures.figure import Figure, finish
 from workbench.figures.lines import Line, band_of, draw_line, hover_texts
+from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, axis_names
 from workbench.figures.strands import SHARED, Strand, arms_of, strands
 from workbench.figures.tasks import by_family, family_of, short_name
@@ -40,12 +41,18 @@ _ACCURACY_PX, _LOGPROB_PX, _INNER_PX, _OUTER_PX = 112, 58, 8, 58
 class Onset(Protocol):
     """What the figure reads of a `probes.Onset`."""
 
-    step: float
-    low: float
-    high: float
-    level: float
-    reached: bool
-    verdict: Any
+    @property
+    def step(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def level(self) -> float: ...
+    @property
+    def reached(self) -> bool: ...
+    @property
+    def verdict(self) -> Any: ...
 
 
 Onsets = Mapping[str, Mapping[str, Onset]]

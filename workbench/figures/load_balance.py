@@ -19,13 +19,14 @@ from plotly.colors import sample_colorscale
 from workbench.errors import SchemaError
 from workbench.figures.bins import binned, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
-from workbench.figures.clock import ClockName, Mark, clock_of, draw_marks
+from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
 from workbench.figures.lines import Band, Line, draw_line, hover_texts
+from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, Stack
 from workbench.figures.strands import arms_of, strands
 from workbench.figures.template import MAGNITUDE, MUTED
-from workbench.figures.wording import many, number, per_arm, plain
+from workbench.figures.wording import count, listed, many, number, per_arm, plain
 
 _RIGHT_PX = 60
 """Room for the word "balanced" beside the panels."""
@@ -46,7 +47,7 @@ class Measure:
 MEASURES = (
     Measure("max_violation", "MaxVio: the busiest expert's load over the mean, less 1", 0),
     Measure("normalized_entropy", "entropy of the load, as a share of ln E", 1),
-    Measure("dead_experts", "dead experts", 0),
+    Measure("dead_experts", "dead experts: no token", 0),
     Measure("balance_loss", "balance loss E·Σ f·P", 1),
 )
 
@@ -74,8 +75,8 @@ def balance(
 
     Example:
         >>> even = xr.Dataset({"max_violation": (("step", "layer"), [[0.0], [0.5]])})
-        >>> balance(even).layout.meta["caption"]["sentence"][:90]
-        'Over the last tenth of the steps the busiest expert of the median layer gets 1.5 times the'
+        >>> balance(even).layout.meta["caption"]["sentence"][:62]
+        'Over the last tenth of the steps, in the median layer the busi'
     """
     arms = arms_of(balance)
     measures = _present(arms)
@@ -83,7 +84,7 @@ def balance(
     layers = max(ds.sizes["layer"] for ds in arms.values())
     by_layer = len(arms) == 1 and layers <= MOST_LINES
     stack = Stack(heights=[132] * len(measures), gap=36)
-    fig = stack.figure([m.title for m in measures])
+    fig = stack.figure([_panel_title(m, arms) for m in measures])
     draw = _draw_layers if by_layer else _draw_arms
     notes = draw(fig, arms, measures, x, colors)
     for row, measure in enumerate(measures, start=1):
@@ -103,6 +104,12 @@ def balance(
         provenance=provenance_of(*arms.values()),
     )
     return finish(fig, caption, height=stack.height, top=top + LEGEND_PX)
+
+
+def _panel_title(measure: Measure, arms: Mapping[str, xr.Dataset]) -> str:
+    if measure.name != "dead_experts":
+        return measure.title
+    return measure.title + _dead_window(next(iter(arms.values())))
 
 
 def _present(arms: Mapping[str, xr.Dataset]) -> list[Measure]:
@@ -218,24 +225,30 @@ def balance_sentence(arms: Mapping[str, xr.Dataset]) -> str:
     have = set.intersection(*(set(map(str, ds.data_vars)) for ds in late.values()))
     said = []
     if "max_violation" in have:
-        ratio = {
-            a: number(1 + float(ds["max_violation"].median("layer"))) for a, ds in late.items()
-        }
-        said.append(
-            f"the busiest expert of the median layer gets {per_arm(ratio)} times the mean load"
-        )
+        top = {a: number(1 + float(ds["max_violation"].median("layer"))) for a, ds in late.items()}
+        said.append(f"the busiest expert's load over the mean is {per_arm(top)}")
     if "normalized_entropy" in have:
-        entropy = {
+        even = {
             a: number(float(ds["normalized_entropy"].median("layer")), 3) for a, ds in late.items()
         }
-        said.append(f"the entropy of its load is {per_arm(entropy)} of the most possible")
+        said.append(f"the entropy of the load over the most possible is {per_arm(even)}")
+    layer = f"in the median layer {listed(said, longest=300)}" if said else ""
+    gone = ""
     if "dead_experts" in have:
         dead = {
             a: f"{number(float(ds['dead_experts'].sum('layer')))}{_experts(ds)}"
             for a, ds in late.items()
         }
-        said.append(f"dead experts in all layers: {per_arm(dead)}")
-    return f"Over the last tenth of the steps {'; '.join(said) or 'no measure was recorded'}."
+        window = _dead_window(next(iter(arms.values())))
+        gone = f"experts of any layer without a token{window}: {per_arm(dead)}"
+    parts = "; ".join(part for part in (layer, gone) if part)
+    return f"Over the last tenth of the steps, {parts}."
+
+
+def _dead_window(ds: xr.Dataset) -> str:
+    """The window within which an expert without a token counts as dead, where the data says."""
+    tokens = ds.attrs.get("dead_window_tokens")
+    return f" for {count(float(tokens))} tokens" if tokens else ""
 
 
 def _late(ds: xr.Dataset) -> xr.Dataset:

@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from workbench.figures.caption import Caption, caption_of
 from workbench.figures.figure import bare, show_config
+from workbench.figures.wording import number
 
 
 def to_fragment(fig: go.Figure, name: str) -> str:
@@ -109,7 +110,7 @@ def table_html(caption: Caption) -> str:
         return ""
     head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in caption.table.columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_cell(c))}</td>" for c in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(cell_text(c))}</td>" for c in row) + "</tr>"
         for row in caption.table.rows
     )
     return (
@@ -118,10 +119,16 @@ def table_html(caption: Caption) -> str:
     )
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A table's cell as text: a dash where there is no value, three digits of a float.
+
+    Example:
+        >>> cell_text(None), cell_text(0.123456), cell_text(3), cell_text("logic/chain")
+        ('–', '0.123', '3', 'logic/chain')
+    """
     if value is None or value != value:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number(value, 3) if isinstance(value, float) else str(value)
 
 
 _STYLE = """

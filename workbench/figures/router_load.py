@@ -22,10 +22,11 @@ from plotly.subplots import make_subplots
 from workbench.errors import SchemaError
 from workbench.figures.bins import MOST, Binned, binned
 from workbench.figures.caption import Caption, Table, provenance_of
-from workbench.figures.clock import Clock, ClockName, Mark, clock_of, draw_marks
+from workbench.figures.clock import Clock, ClockName, clock_of
 from workbench.figures.figure import Figure, finish
+from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.template import DEAD, INK, MUTED, RATIO
-from workbench.figures.wording import listed, many, number
+from workbench.figures.wording import listed, many, number, plain
 
 MOST_CELLS = 150_000
 """Cells that a page draws without effort; beyond them the bins get wider."""
@@ -80,7 +81,7 @@ def expert_load(
         fig,
         Caption(
             name="router-load",
-            title="Router load: tokens per expert, as a multiple of the fair share",
+            title=_title(load),
             sentence=load_sentence(load),
             notes=_notes(ratio, short),
             table=load_table(load),
@@ -90,6 +91,12 @@ def expert_load(
         height=rows * panel + (rows - 1) * _GAP_PX,
         top=max(24, top),
     )
+
+
+def _title(load: xr.DataArray) -> str:
+    arm = load.attrs.get("branch")
+    under = f" under {plain(arm)}" if arm else ""
+    return f"Router load{under}: tokens per expert, as a multiple of the fair share"
 
 
 def _checked(load: xr.DataArray) -> xr.DataArray:

@@ -17,9 +17,10 @@ from plotly.subplots import make_subplots
 
 from workbench.errors import SchemaError
 from workbench.figures.caption import Caption, Table, provenance_of
-from workbench.figures.clock import Clock, ClockName, Mark, clock_of, draw_marks
+from workbench.figures.clock import Clock, ClockName, clock_of
 from workbench.figures.figure import Figure, finish
 from workbench.figures.lines import Line, band_of, draw_line, hover_texts
+from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, axis_names
 from workbench.figures.strands import arms_of, strands
 from workbench.figures.template import INK, MUTED

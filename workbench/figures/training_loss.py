@@ -19,9 +19,10 @@ import xarray as xr
 from workbench.errors import SchemaError
 from workbench.figures.bins import binned, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
-from workbench.figures.clock import ClockName, Mark, clock_of, draw_marks
+from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
 from workbench.figures.lines import Line, draw_line, hover_texts
+from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, Stack
 from workbench.figures.strands import arms_of, strands
 from workbench.figures.wording import many, number, per_arm, plain
@@ -45,7 +46,7 @@ def loss(
 
     Example:
         >>> loss(xr.Dataset({"loss": ("step", [5.0, 2.0])})).layout.meta["caption"]["sentence"]
-        'The loss goes from 5 to 2 nats/token.'
+        'In nats/token, the loss goes from 5 to 2.'
     """
     arms = arms_of(train)
     for name, ds in arms.items():
@@ -99,7 +100,7 @@ def loss_sentence(arms: Mapping[str, xr.Dataset]) -> str:
     ends = {arm: _ends(ds["loss"]) for arm, ds in arms.items()}
     start = next(iter(ends.values()))[0]
     last = {arm: number(end, 3) for arm, (_, end) in ends.items()}
-    return f"The loss goes from {number(start, 3)} to {per_arm(last)} nats/token."
+    return f"In nats/token, the loss goes from {number(start, 3)} to {per_arm(last)}."
 
 
 def _ends(loss: xr.DataArray) -> tuple[float, float]:

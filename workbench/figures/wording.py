@@ -128,13 +128,13 @@ def listed(names: Iterable[str], most: int = 4, longest: int = LONGEST) -> str:
 
 
 def per_arm(told: Mapping[str, str]) -> str:
-    """What holds for every arm, as a phrase; one arm alone is not named.
+    """What holds for every arm, as a phrase; arms are named only where they differ.
 
     Example:
-        >>> per_arm({"continue": "1.5", "code": "2"}), per_arm({"main": "1.5"})
-        ('1.5 under continue and 2 under code', '1.5')
+        >>> per_arm({"continue": "1.5", "code": "2"}), per_arm({"continue": "0", "code": "0"})
+        ('1.5 under continue and 2 under code', '0')
     """
-    if len(told) == 1:
+    if len(set(told.values())) == 1:
         return next(iter(told.values()))
     return listed([f"{said} under {plain(arm)}" for arm, said in told.items()], longest=200)
 

@@ -1,0 +1,80 @@
+"""The figures of a run by name."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import pytest
+
+import workbench as wb
+from workbench.app.plots import draw, plot_names
+from workbench.app.study import Study
+from workbench.errors import RunNotFound, UsageError
+from workbench.figures import caption_of
+
+
+@pytest.fixture(scope="module")
+def study(two_arm_run):
+    return Study(wb.open_run(two_arm_run), n_boot=200)
+
+
+@pytest.mark.parametrize("name", plot_names())
+def test_each_named_figure_says_its_name_and_shows_the_run_it_is_from(study, name):
+    caption = caption_of(draw(name, study))
+    assert caption.name == name
+    assert caption.provenance["run"] == "demo"
+    assert caption.sentence.endswith(".")
+    assert caption.table.rows
+
+
+@pytest.mark.parametrize("name", plot_names())
+def test_the_code_that_a_figure_carries_makes_it_again(study, name):
+    code = caption_of(draw(name, study)).code
+    *lines, last = code.splitlines()
+    space: dict[str, object] = {}
+    exec("\n".join([*lines, f"fig = {last}"]), space)
+    again = space["fig"]
+    assert isinstance(again, go.Figure)
+    assert caption_of(again).sentence == caption_of(draw(name, study)).sentence
+
+
+def test_a_trunk_that_ends_at_its_forks_is_no_arm_and_the_baseline_stands_first(study):
+    assert list(study.arms) == ["continue", "curriculum"]
+    assert study.fork_step == 80
+
+
+def test_a_run_without_forks_is_its_own_only_arm(planted_run):
+    study = Study(wb.open_run(planted_run("single", arms=False)))
+    assert list(study.arms) == ["main"]
+    assert study.fork_step is None
+    assert study.final_start == 80  # where the last phase begins
+    assert study.final_share("main") == pytest.approx(0.2)
+
+
+def test_the_final_stretch_is_told_on_the_tokens_clock(study):
+    assert study.final_share("curriculum") == pytest.approx(0.2)
+    assert (study.final("curriculum").start, study.final("curriculum").stop) == (80, 100)
+
+
+def test_the_mix_of_a_stretch_is_what_the_routers_counted(study):
+    assert set(study.mixes["stretch"].values) == {"before", "continue", "curriculum"}
+    assert study.mixes.sum("domain").values == pytest.approx(1)
+    assert study.mixes.sel(domain="prose", stretch="before") == pytest.approx(0.25, abs=0.01)
+
+
+def test_only_the_arm_that_learned_a_skill_has_its_onset(study):
+    assert not study.onsets["continue"]["code/add"].reached
+    assert study.onsets["curriculum"]["code/add"].low <= 85 <= study.onsets["curriculum"]["code/add"].high
+
+
+def test_an_unknown_figure_is_answered_with_those_there_are(study):
+    with pytest.raises(UsageError, match=r"no figure 'balence'.*did you mean 'balance'"):
+        draw("balence", study)
+
+
+def test_a_figure_that_the_record_cannot_give_says_what_it_lacks(planted_run):
+    run = wb.open_run(planted_run("silent", arms=False, parts={"router", "train"}))
+    with pytest.raises(RunNotFound, match=r"emergence needs evaluations"):
+        draw("emergence", run)
+    with pytest.raises(RunNotFound, match=r"arms needs two arms with evaluations \(found main\)"):
+        draw("arms", run)
+    assert caption_of(draw("router-load", run)).name == "router-load"

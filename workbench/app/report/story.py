@@ -1,0 +1,210 @@
+"""The story of a run, section by section, in plain data: the template only sets it.
+
+Needs   a Study.
+Yields  `summary`, a few sentences; `sections`: what ran, what changed in the final stretch, when
+        capabilities came, what the arms bought, how routing changed.
+
+A section whose record is missing stays, and says what is missing and how to get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import plotly.graph_objects as go
+
+from workbench import figures
+from workbench.app import plots
+from workbench.app.report.ran import facts, mix_table
+from workbench.app.report.stretch import change_table, stretch_words
+from workbench.app.study import Study
+from workbench.errors import RunNotFound
+from workbench.figures.caption import Caption, Table
+from workbench.figures.tasks import by_family
+from workbench.figures.wording import plain
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, a line each."""
+
+    rows: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A table with its heading."""
+
+    title: str
+    table: Table
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with the words around it."""
+
+    id: str
+    figure: go.Figure
+    open: bool = False
+    """Whether its table is unfolded."""
+
+    @property
+    def caption(self) -> Caption:
+        return figures.caption_of(self.figure)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a section would have shown, and why it cannot."""
+
+    text: str
+
+
+@dataclass
+class Section:
+    """A chapter of the page."""
+
+    id: str
+    title: str
+    blocks: list[Any] = field(default_factory=list)
+
+
+def summary(study: Study) -> list[str]:
+    """What a hurried reader should take away: one sentence each, from the numbers of the
+    figures."""
+    said = [stretch_words(study)]
+    for name in ("emergence", "arms", "balance", "saturation"):
+        try:
+            said.append(figures.caption_of(plots.draw(name, study)).sentence)
+        except RunNotFound:
+            continue
+    return said
+
+
+def sections(study: Study) -> list[Section]:
+    """The chapters in the order in which they are read."""
+    return [ran(study), changed(study), came(study), bought(study), routing(study)]
+
+
+def ran(study: Study) -> Section:
+    """What was trained, on what, for how long."""
+    blocks: list[Any] = [Facts(facts(study))]
+    mix = mix_table(study)
+    if mix is None:
+        blocks.append(Missing("The data mix: the routers' record holds no counts by domain."))
+    else:
+        blocks.append(
+            Numbers("Data mix, % of the tokens", mix, "As counted by the routers, not as planned.")
+        )
+    blocks.append(_picture("loss", partial(plots.draw, "loss", study)))
+    return Section("ran", "What ran", blocks)
+
+
+def changed(study: Study) -> Section:
+    """The final stretch, before and after."""
+    blocks: list[Any] = [Words(stretch_words(study))]
+    table = change_table(study)
+    if table.rows:
+        note = (
+            "Before and after: means over the tenth of the final stretch's length next to each end."
+        )
+        blocks.append(Numbers("Before and after the final stretch", table, note))
+    else:
+        blocks.append(Missing("Nothing was recorded on both sides of the final stretch."))
+    return Section("changed", "What changed in the final stretch", blocks)
+
+
+def came(study: Study) -> Section:
+    """Onsets."""
+    blocks: list[Any] = [_picture("emergence", partial(plots.draw, "emergence", study))]
+    if study.onsets:
+        note = (
+            "Onset: where accuracy gets half-way from chance to perfect and stays; 95 % interval "
+            "over items and the gap between checkpoints. A jump makes two thirds of its rise "
+            "within a fifth of the training, in accuracy and in log-probability."
+        )
+        blocks.append(Numbers("When each capability came", onset_table(study), note))
+    return Section("came", "When capabilities came", blocks)
+
+
+def bought(study: Study) -> Section:
+    """The arms against their baseline."""
+    blocks: list[Any] = []
+    for arm in study.differences:
+        blocks.append(
+            _picture(f"arms-{len(blocks)}", partial(plots.draw_arms, study, arm=arm), True)
+        )
+    if not blocks:
+        blocks = [_missing_arms(study)]
+    return Section("bought", "What the arms bought", blocks)
+
+
+def _missing_arms(study: Study) -> Missing:
+    if len(study.arms) < 2:
+        return Missing(
+            f"This run has one line of training, {plain(study.baseline)}: nothing to compare it with. "
+            "To fork: `workbench arms RUN --fork-at 0.8 --arm continue --arm curriculum`."
+        )
+    about = ("difference", "capabilities")
+    reasons = [why for what, why in study.missing.items() if what.startswith(about)]
+    return Missing(f"The arms cannot be compared: {' '.join(reasons) or 'no evaluations.'}")
+
+
+def routing(study: Study) -> Section:
+    """Load, balance, saturation."""
+    blocks: list[Any] = []
+    for i, arm in enumerate(study.arms):
+        blocks.append(_picture(f"router-load-{i}", partial(_load, study, arm, bool(i))))
+    blocks.append(_picture("balance", partial(plots.draw, "balance", study)))
+    blocks.append(_picture("saturation", partial(plots.draw, "saturation", study)))
+    return Section("routing", "How routing changed", blocks)
+
+
+def _load(study: Study, arm: str, late: bool) -> go.Figure:
+    """The load of an arm; of further arms only what they do not share with the first."""
+    if not late or study.fork_step is None or arm not in study.loads:
+        return plots.draw_load(study, arm=arm)
+    own = study.loads[arm].sel(step=slice(study.fork_step + 1, None))
+    whole, cut = "figures.expert_load(load,", f"slice({study.fork_step + 1}, None)"
+    code = plots.code("router-load", study, arm)
+    code = code.replace(whole, f"figures.expert_load(load.sel(step={cut}),")
+    return figures.expert_load(own, marks=study.marks, code=code)
+
+
+def _picture(id: str, make: Callable[[], go.Figure], open: bool = False) -> Picture | Missing:
+    try:
+        return Picture(id, make(), open)
+    except RunNotFound as error:
+        return Missing(str(error))
+
+
+def onset_table(study: Study) -> Table:
+    """A row a task and arm: onset, interval, verdict and its reason."""
+    rows: list[tuple[Any, ...]] = []
+    tasks = list(dict.fromkeys(task for found in study.onsets.values() for task in found))
+    for task in [t for names in by_family(tasks).values() for t in names]:
+        for arm, found in study.onsets.items():
+            if task in found:
+                rows.append((task, arm, *_told(found[task])))
+    return Table(
+        ("task", "arm", "onset (step)", "95 % interval", "verdict", "because"), tuple(rows)
+    )
+
+
+def _told(onset: Any) -> tuple[str, str, str, str]:
+    because = str(onset.evidence.get("reason", ""))
+    if not onset.reached:
+        return "not reached", f"not before {onset.low:,.0f}", "–", because
+    high = "open" if onset.high == float("inf") else f"{onset.high:,.0f}"
+    return f"{onset.step:,.0f}", f"{onset.low:,.0f} to {high}", str(onset.verdict), because
