@@ -100,13 +100,24 @@ class Study:
         if self.fork_step is not None:
             return self.fork_step
         line = self.arms[self.baseline]
-        starts = [int(p.get("start", 0)) - 1 for p in line.phases]
-        if len(starts) > 1 and 0 < starts[-1] < _last_step(line):
-            return starts[-1]
+        phases = line.phases
+        if len(phases) > 1 and 0 < (start := int(phases[-1].get("start", 0)) - 1) < _last_step(
+            line
+        ):
+            return start
         try:
             return line.window(last=FINAL_SHARE).start
         except (ClockError, RunNotFound):
             return int(_last_step(line) * (1 - FINAL_SHARE))
+
+    @property
+    def final_because(self) -> str:
+        """How `final_start` was chosen, in words."""
+        if self.fork_step is not None:
+            return "what came after the fork"
+        if len(self.run.phases) > 1:
+            return "the last phase"
+        return f"the last {FINAL_SHARE:.0%} of the tokens".replace("%", " %")
 
     def final(self, arm: str) -> Window | None:
         """The final stretch of an arm; None where it has no step after its start."""

@@ -28,7 +28,6 @@ from workbench.app.study import Study
 from workbench.errors import UsageError
 from workbench.figures.page import DRAW, cell_text, policy, to_fragment
 from workbench.figures.wording import plain
-from workbench.run import Run
 
 __all__ = ["render", "write_report"]
 
@@ -57,7 +56,7 @@ def write_report(
         raise UsageError(
             f"{target} is a folder; give a file, for example {target / 'report.html'}."
         )
-    page = render(open_run(run_path))
+    page = render(Study(open_run(run_path)))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
@@ -68,9 +67,9 @@ def write_report(
     return target
 
 
-def render(run: Run) -> str:
-    """The page of an open run."""
-    study = Study(run)
+def render(study: Study) -> str:
+    """The page of a study."""
+    run = study.run
     chapters = sections(study)
     plotly = get_plotlyjs()
     environment = Environment(
@@ -84,8 +83,7 @@ def render(run: Run) -> str:
     environment.globals.update(fragment=_fragment)
     script = _own("page.js")
     return environment.get_template("page.html").render(
-        study=study,
-        run=run,
+        name=plain(run.name, 64),
         title=f"{plain(run.name, 80)}: what happened in training",
         summary=summary(study),
         sections=chapters,
@@ -106,7 +104,7 @@ def render(run: Run) -> str:
 
 def _shown(value: Any) -> str:
     """Text of a name on the page: on one line, cut where it is thousands of letters long."""
-    return plain(value, 64)
+    return plain(value, 120)
 
 
 def _fragment(picture: Picture) -> Markup:

@@ -79,10 +79,11 @@ def _missing(study: Study) -> Doubt | None:
 
 
 def _one_seed(study: Study) -> Doubt:
-    arms = many(len(study.arms), "line")
+    many_arms = len(study.arms) > 1
+    ran = "The arms were trained once each" if many_arms else "The training was run once"
     return Doubt(
         "One seed",
-        f"The {arms} of training were run once each. Intervals are over items and over text; they "
+        f"{ran}. Intervals are over items and over text; they "
         "say nothing about what another seed of the same training would do, which for a skill that "
         "arrives late can be a different onset, or none.",
     )

@@ -153,8 +153,9 @@ def bought(study: Study) -> Section:
 def _missing_arms(study: Study) -> Missing:
     if len(study.arms) < 2:
         return Missing(
-            f"This run has one line of training, {plain(study.baseline)}: nothing to compare it with. "
-            "To fork: `workbench arms RUN --fork-at 0.8 --arm continue --arm curriculum`."
+            f"This run has one line of training, {plain(study.baseline)}: there is nothing to "
+            "compare it with. To fork: `workbench arms RUN --fork-at 0.8 --arm continue --arm "
+            "curriculum`."
         )
     about = ("difference", "capabilities")
     reasons = [why for what, why in study.missing.items() if what.startswith(about)]

@@ -13,13 +13,12 @@ import xarray as xr
 from workbench.app.study import Study
 from workbench.figures.caption import Table
 from workbench.figures.tasks import by_family
-from workbench.figures.wording import count, listed, per_arm, plain
+from workbench.figures.wording import count, listed, per_arm
 
 
 def stretch_words(study: Study) -> str:
     """The final stretch by its steps, its tokens and its share of them."""
     start = study.final_start
-    why = "after the fork" if study.fork_step is not None else "after the start of the last phase"
     told, tokens = {}, {}
     for name, arm in study.arms.items():
         clock = arm.clock
@@ -32,14 +31,10 @@ def stretch_words(study: Study) -> str:
             tokens[name] += f" training tokens, {100 * share:.0f} % of the run"
     if not told:
         return "Nothing was trained yet: the record holds no step."
-    said = f"The final stretch is what came {why}: {_once(told)}"
-    clock_is = f", on the tokens clock {_once(tokens)}" if tokens else ", on the step clock"
-    return f"{said}{clock_is}. The run's arms: {listed(map(plain, study.arms))}."
-
-
-def _once(told: dict[str, str]) -> str:
-    """What holds for all arms alike is said once."""
-    return next(iter(told.values())) if len(set(told.values())) == 1 else per_arm(told)
+    said = f"The final stretch is {study.final_because}: {per_arm(told)}"
+    clock_is = f", on the tokens clock {per_arm(tokens)}" if tokens else ", on the step clock"
+    arms = f" The arms: {listed(study.arms)}." if len(study.arms) > 1 else ""
+    return f"{said}{clock_is}.{arms}"
 
 
 def change_table(study: Study) -> Table:
