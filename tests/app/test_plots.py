@@ -63,11 +63,8 @@ def test_the_mix_of_a_stretch_is_what_the_routers_counted(study):
 
 def test_only_the_arm_that_learned_a_skill_has_its_onset(study):
     assert not study.onsets["continue"]["code/add"].reached
-    assert (
-        study.onsets["curriculum"]["code/add"].low
-        <= 85
-        <= study.onsets["curriculum"]["code/add"].high
-    )
+    arrived = study.onsets["curriculum"]["code/add"]
+    assert arrived.low <= 85 <= arrived.high
 
 
 def test_an_unknown_figure_is_answered_with_those_there_are(study):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_the_page_names_its_language_and_every_section_can_be_reached_by_its_lin
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_nothing_in_the_page_points_outside(page):
@@ -181,8 +182,13 @@ def test_a_section_without_its_record_says_what_is_missing(planted_run, parts, a
     assert [c.id for c in chapters] == ["ran", "changed", "came", "bought", "routing"]
     missing = [b.text for c in chapters for b in c.blocks if isinstance(b, Missing)]
     assert any(text.startswith(says) for text in missing)
-    shown = sum(isinstance(b, Picture) for c in chapters for b in c.blocks)
-    assert Page(render(study)).count("figure") == shown
+
+
+def test_a_page_has_the_figures_that_its_record_allows_and_no_others(planted_run):
+    study = Study(wb.open_run(planted_run("sparse", arms=False, parts={"router", "train"})))
+    shown = [b.id for c in sections(study) for b in c.blocks if isinstance(b, Picture)]
+    assert shown == ["loss", "router-load-0", "balance"]
+    assert Page(render(study)).count("figure") == len(shown)
 
 
 def test_a_run_that_has_not_begun_gets_a_page_too(planted_run):

@@ -1,0 +1,292 @@
+"""The command line: `workbench ...`.
+
+Needs   arguments.
+Yields  exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such run or data, 130 interrupted.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once. An error that the user can mend is
+one line on stderr; anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workbench import __version__
+
+if TYPE_CHECKING:
+    from workbench.app.experiment import Experiment
+
+RUN = click.argument("run", type=click.Path(path_type=Path))
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."
+)
+COMPILE = click.option("--compile", is_flag=True, help="Compile the model with torch.compile.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), default=None,
+    help="CPU threads of torch; by default its own choice, at most 4.",
+)  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="workbench")
+def commands() -> None:
+    """Record how a mixture-of-experts language model changes while it trains, and study it."""
+
+
+@commands.command()
+@click.option("--preset", default="nano", show_default=True, help="Model and training plan.")
+@click.option("--into", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--seed", type=int, default=None, help="Of world, weights and batches.")
+@click.option("--steps", type=int, default=None, help="Optimizer steps; by default the plan's.")
+@click.option("--until", type=float, default=None, help="Stop at this share of the steps.")
+@click.option("--resume", is_flag=True, help="Go on with a run that is there.")
+@DEVICE
+@COMPILE
+@THREADS
+def train(
+    preset: str, into: Path, seed: int | None, steps: int | None, until: float | None,
+    resume: bool, device: str, compile: bool, threads: int | None,
+) -> None:  # fmt: skip
+    """Train a model with capture on, its main line from the start to the end."""
+    from workbench.app.experiment import fork_step
+    from workbench.errors import UsageError
+
+    experiment = _experiment(into, device, compile, threads)
+    if resume:
+        if seed is not None or steps is not None:
+            raise UsageError("--resume goes on with the run's own plan: leave out --seed and --steps.")
+        click.echo(experiment.standing())
+    else:
+        experiment.begin(_plan(preset, seed, steps))
+    plan = experiment.plan
+    stop = None if until is None or until == 1 else fork_step(plan, until)
+    experiment.train_main(stop)
+    _next(f"workbench report {into}", f"workbench plot router-load {into}")
+
+
+@commands.command()
+@RUN
+@click.option("--fork-at", default=0.8, show_default=True, help="Share of the steps to fork at.")
+@click.option("--arm", "arms", multiple=True, required=True, help="Arm to train; may be repeated.")
+@DEVICE
+@COMPILE
+@THREADS
+def arms(
+    run: Path, fork_at: float, arms: Sequence[str], device: str, compile: bool, threads: int | None
+) -> None:
+    """Fork arms from the main line of RUN and train each to the end on its own mixture."""
+    from model.training.schedule import arm_mixture
+    from workbench.app.experiment import fork_step
+
+    for arm in arms:
+        arm_mixture(arm)  # refuse all before training any
+    experiment = _experiment(run, device, compile, threads)
+    step = fork_step(experiment.plan, fork_at)
+    for arm in arms:
+        experiment.train_arm(arm, step)
+    _next(f"workbench report {run}", f"workbench plot arms {run}")
+
+
+@commands.command()
+@click.option(
+    "--into", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True,
+    help="Folder of the run.",
+)  # fmt: skip
+@click.option("--preset", default="nano", show_default=True)
+@click.option("--seed", type=int, default=None)
+@click.option("--steps", type=int, default=None)
+@click.option("--fresh", is_flag=True, help="Move a run that is there aside, and begin another.")
+@DEVICE
+@COMPILE
+@THREADS
+def demo(
+    into: Path, preset: str, seed: int | None, steps: int | None, fresh: bool, device: str,
+    compile: bool, threads: int | None,
+) -> None:  # fmt: skip
+    """The whole job: train to 80 %, fork two arms, evaluate, report. Goes on after a stop."""
+    from workbench.app.experiment import move_aside
+    from workbench.app.report import write_report
+
+    experiment = _experiment(into, device, compile, threads)
+    if experiment.folder.exists and fresh:
+        click.echo(f"moved the run that was there to {move_aside(into)}")
+    if experiment.folder.exists:
+        click.echo(f"found {experiment.standing()}")
+        click.echo("going on with it; --fresh (make demo FRESH=1) begins another instead")
+    else:
+        experiment.begin(_plan(preset, seed, steps))
+    fork = experiment.plan.schedule.fork_step
+    experiment.train_main(until=fork)
+    for arm in ("continue", "curriculum"):
+        experiment.train_arm(arm, fork)
+    page = write_report(into)
+    click.echo(f"\nreport: {page}")
+    _next(
+        f"workbench plot router-load {into} -o load.html", f"workbench checkpoints list {into}",
+        "make lab",
+    )  # fmt: skip
+
+
+@commands.command()
+@RUN
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="By default RUN/report.html.")
+@JSON
+def report(run: Path, out: Path | None, as_json: bool) -> None:
+    """Write the report of RUN: one HTML page that asks nobody for anything."""
+    from workbench.app.report import write_report
+
+    page = write_report(run, out)
+    click.echo(json.dumps({"report": str(page)}) if as_json else str(page))
+
+
+@commands.command()
+@click.argument("name")
+@RUN
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="By default NAME.html.")
+@click.option("--branch", default=None, help="Arm to draw, where the figure shows one.")
+@click.option("--x", type=click.Choice(["step", "tokens", "utc"]), default="step", show_default=True)
+def plot(name: str, run: Path, out: Path | None, branch: str | None, x: str) -> None:
+    """Draw the figure NAME of RUN as an HTML page: loss, emergence, arms, router-load, balance or saturation."""
+    from workbench import figures, open_run
+    from workbench.app.plots import draw
+
+    figure = draw(name, open_run(run, branch), x=x)  # type: ignore[arg-type]
+    out = out or Path(f"{name}.html")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(figures.to_html(figure))
+    click.echo(str(out))
+
+
+@commands.group()
+def checkpoints() -> None:
+    """Which weights a run has, where they lie and whether they are whole."""
+
+
+@checkpoints.command("list")
+@RUN
+@click.option("--branch", default=None, help="Only this branch.")
+@JSON
+def list_checkpoints(run: Path, branch: str | None, as_json: bool) -> None:
+    """The checkpoints of RUN, a line each."""
+    records = _index(run).list(branch=branch)
+    if as_json:
+        click.echo(json.dumps([json.loads(r.to_json()) for r in records]))
+        return
+    click.echo(f"{'branch':<14}{'step':>8}{'tokens':>14}  {'phase':<9}{'size':>9}  fingerprint")
+    for r in records:
+        click.echo(
+            f"{r.branch:<14}{r.step:>8}{r.tokens_seen:>14,}  {r.phase:<9}"
+            f"{r.size_bytes / 1e6:>6.1f} MB  {(r.fingerprint or '')[:12]}"
+        )
+
+
+@checkpoints.command("show")
+@RUN
+@click.argument("branch")
+@click.argument("step", type=int)
+def show_checkpoint(run: Path, branch: str, step: int) -> None:
+    """All that is known of one checkpoint, as JSON."""
+    click.echo(_index(run).get(branch, step).to_json(), nl=False)
+
+
+@checkpoints.command("verify")
+@RUN
+@click.option("--fast", is_flag=True, help="Compare sizes only, not digests.")
+def verify_checkpoints(run: Path, fast: bool) -> None:
+    """Compare every checkpoint of RUN with what was written; exits 1 if one is not whole."""
+    from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound
+    from checkpoints_index.formats import verify
+
+    wrong = []
+    records = _index(run).list()
+    for record in records:
+        try:
+            verify(record.path(run), deep=not fast)
+        except (CheckpointIncomplete, CheckpointNotFound) as error:
+            wrong.append(str(error))
+    for line in wrong:
+        click.echo(line, err=True)
+    click.echo(f"{len(records) - len(wrong)} of {len(records)} checkpoints are whole")
+    if wrong:
+        sys.exit(1)
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("notebooks"))
+def lab(folder: Path) -> None:
+    """Open JupyterLab on the notebooks."""
+    import subprocess
+    from importlib.util import find_spec
+
+    from workbench.errors import UsageError
+
+    if find_spec("jupyterlab") is None:
+        raise UsageError("JupyterLab is not installed: pip install 'training-dynamics-workbench[lab]'.")
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}: give the folder of the notebooks.")
+    sys.exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
+
+
+def _plan(preset: str, seed: int | None, steps: int | None) -> Any:
+    from dataclasses import replace
+
+    from model.training.plan import plan_for
+
+    plan = plan_for(preset)
+    if seed is not None:
+        plan = replace(plan, seed=seed)
+    return plan if steps is None else plan.scaled(steps)
+
+
+def _experiment(into: Path, device: str, compile: bool, threads: int | None) -> Experiment:
+    import os
+
+    import torch
+
+    from workbench.app.experiment import Experiment
+
+    torch.set_num_threads(threads or min(4, os.cpu_count() or 1, torch.get_num_threads()))
+    return Experiment(into, say=click.echo, device=device, compile=compile)
+
+
+def _index(run: Path) -> Any:
+    from checkpoints_index.index import CheckpointIndex
+    from workbench.run import open_run
+
+    open_run(run)  # says so if there is no run
+    return CheckpointIndex(run)
+
+
+def _next(*commands: str) -> None:
+    click.echo("next:\n" + "\n".join(f"  {c}" for c in commands))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and leaves with its exit code."""
+    try:
+        commands.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what was committed is kept", err=True)
+        sys.exit(130)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        click.echo(f"workbench: {error}", err=True)
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
