@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -180,6 +181,17 @@ def row(shape: str, name: str, result: dict[str, Any]) -> str:
     )
 
 
+def machine(device: torch.device) -> str:
+    """What it runs on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [
+        line.partition(": ")[2] for line in about.splitlines() if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def main() -> None:
     """Runs the race on each shape, prints the table, writes the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -192,9 +204,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     facts = {
-        "machine": where or platform.machine(),
+        "machine": machine(device),
         "date": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
