@@ -22,7 +22,7 @@ from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.figure import Figure, finish
 from workbench.figures.tasks import by_family, family_of, short_name
 from workbench.figures.template import INK, MUTED, arm_colors
-from workbench.figures.wording import label, many, plain, signed
+from workbench.figures.wording import label, many, number, plain, signed
 
 _ROW_PX = 26
 _SIDES = (
@@ -214,7 +214,7 @@ def _notes(last: xr.Dataset) -> tuple[str, ...]:
         stands = f"full dots survive a false discovery rate of {rate:g} % over {over}"
     else:
         stands = (
-            f"full dots leave out zero; of {many(tasks, 'interval')} about {0.05 * tasks:.1f} "
+            f"full dots leave out zero; of {many(tasks, 'interval')} about {number(0.05 * tasks)} "
             "would by chance alone"
         )
     return (f"Bars: 95 %, paired by item; {stands}. One seed an arm.",)

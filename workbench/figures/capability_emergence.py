@@ -286,7 +286,11 @@ def _draw_onset(
         + ("open" if math.isinf(found.high) else f"{found.high:,.0f}")
         + f"<br>{found.level:.0%} of the way from chance to perfect<br>verdict: {found.verdict}"
     )
-    common = {"showlegend": False, "hovertemplate": text + "<extra></extra>", "legendgroup": arm}
+    common = {
+        "showlegend": False,
+        "hovertemplate": text + "<extra></extra>",
+        "legendgroup": label(arm, 200),
+    }
     bar = go.Scatter(
         x=[clock.at(low), clock.at(high)], y=[y, y], mode="lines+markers",
         line={"color": color, "width": 2},

@@ -42,7 +42,7 @@ class Line:
 
 def draw_line(fig: go.Figure, line: Line, *, row: int, col: int) -> None:
     """Add the line, and its band under it, to a panel. A click on its legend entry hides both."""
-    group = line.name
+    group = label(line.name, 200)
     if line.band is not None:
         low, high = line.band
         for part in _unbroken(low, high):
