@@ -63,6 +63,11 @@ def full_weights(weights: Mapping[str, float]) -> dict[str, float]:
         members = [d for d in DOMAINS if d == name]
         if not members:
             members = [d for d in DOMAINS if d.startswith(f"{name}/") and d not in weights]
+        if not members and any(d.startswith(f"{name}/") for d in DOMAINS):
+            raise DataError(
+                f"{name!r} has weight {weight}, but each of its domains has a weight of its own: leave "
+                f"{name!r} out."
+            )
         if not members:
             raise DataError(
                 f"no domain or family {name!r} to give weight to; the domains are {', '.join(DOMAINS)}."

@@ -8,7 +8,6 @@ It knows nothing of recording, evaluation or progress bars: those are callbacks.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +17,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from model.data.corpus import DOMAINS, TEXT_DOMAINS, Corpus, RealText, collect_standard_library
+from model.data.corpus import Corpus, RealText, collect_standard_library
 from model.data.mixture import Batch, MixtureStream, mixture_digest
-from model.data.tokenizer import check_fits, load_tokenizer, train_tokenizer
+from model.data.tokenizer import check_fits, tokenizer_digest, train_tokenizer
 from model.data.world import TASKS, World
 from model.errors import ConfigError
 from model.lm import Losses, MoELM
@@ -111,6 +110,8 @@ class Training:
         self.forward: nn.Module = torch.compile(self.model) if compile else self.model  # type: ignore[assignment]
         self.step = 0
         self.tokens_seen = 0
+        self.until = plan.schedule.steps
+        self.last_result: StepResult | None = None
 
     def resume(self, path: Path) -> None:
         """Goes exactly to where the checkpoint at `path` was saved.
@@ -124,20 +125,22 @@ class Training:
 
     def run(self, until: int | None = None) -> None:
         """Trains to step `until` (the plan's last where None), saving checkpoints on the way."""
-        until = self.plan.schedule.steps if until is None else until
+        self.until = self.plan.schedule.steps if until is None else until
         finished = False
-        for callback in self.callbacks:
-            callback.train_start(self)
+        started = []
         try:
+            for callback in self.callbacks:
+                callback.train_start(self)
+                started.append(callback)
             if self.step == 0:
                 self.save()
-            while self.step < until:
+            while self.step < self.until:
                 self.one_step(self.step + 1)
-                if self.plan.is_checkpoint(self.step) or self.step == until:
+                if self.plan.is_checkpoint(self.step) or self.step == self.until:
                     self.save()
             finished = True
         finally:
-            for callback in reversed(self.callbacks):
+            for callback in reversed(started):
                 callback.train_end(self, finished=finished)
 
     def one_step(self, step: int) -> StepResult:
@@ -159,6 +162,7 @@ class Training:
             result = StepResult(
                 step, self.tokens_seen, losses.next_token.item(), grad_norm.item(), lr
             )
+            self.last_result = result
             for callback in self.callbacks:
                 callback.step_end(self, result)
         return result
@@ -187,6 +191,7 @@ class Training:
                 "mixture": mixture_digest(weights),
                 "seed": self.plan.seed,
                 "text": self.text.digest,
+                "tokenizer": tokenizer_digest(self.tokenizer),
             },
         )
         for callback in self.callbacks:

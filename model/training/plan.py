@@ -7,7 +7,7 @@ Yields  TrainingPlan; PLANS, one for each preset that trains without a cluster.
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from model.config import NANO, MoEConfig, preset
@@ -73,6 +73,25 @@ class TrainingPlan:
         if step < s.fork_step:
             return step % self.checkpoint_every == 0
         return (step - s.fork_step) % self.checkpoint_every_final == 0
+
+    def scaled(self, steps: int) -> TrainingPlan:
+        """The same course in another number of steps: warm-up and checkpoints keep their shares.
+
+        Example:
+            >>> plan_for("nano").scaled(100).schedule.steps
+            100
+        """
+        if steps < 1:
+            raise ConfigError(f"steps={steps}: must be 1 or more.")
+        ratio = steps / self.schedule.steps
+        return replace(
+            self,
+            schedule=replace(
+                self.schedule, steps=steps, warmup_steps=int(self.schedule.warmup_steps * ratio)
+            ),
+            checkpoint_every=max(1, round(self.checkpoint_every * ratio)),
+            checkpoint_every_final=max(1, round(self.checkpoint_every_final * ratio)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `from_dict` reads them back."""

@@ -1,0 +1,40 @@
+# From a fresh clone: `make demo` and `make test` make their own .venv and need no other step.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-fast lint lab format bench-train clean
+
+# Pinned by constraints.txt, so that two machines run the same versions.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"found Python {v.major}.{v.minor}, expected 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,lab]'
+	@touch $@
+
+demo: $(READY)  ## train, fork, evaluate, report: about five minutes on two cores
+	$(BIN)/workbench demo --into runs/demo $(if $(FRESH),--fresh)
+
+test: $(READY)  ## the whole suite
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## without what takes more than ten seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/workbench lab notebooks
+
+format: $(READY)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench-train: $(READY)  ## tokens a second beside transformers' OLMoE of the same shape
+	$(BIN)/python tests/benchmarks/train.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
