@@ -24,6 +24,7 @@ from model.config import MoEConfig
 from model.errors import DataError
 from model.loss import next_token_loss
 from model.norm import LayerNorm
+from model.product import linear
 from model.sites import Sites, aliases
 
 
@@ -41,6 +42,14 @@ class Losses(NamedTuple):
 
     z_L: Tensor
     """Router z-loss of each layer, logits squared."""
+
+
+class Unembed(nn.Linear):
+    """The output matrix, (d_vocab, d_model)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (..., d_vocab)."""
+        return linear(x, self.weight)
 
 
 class MoELM(HookedRootModule):
@@ -67,7 +76,7 @@ class MoELM(HookedRootModule):
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_final = LayerNorm(config)
-        self.unembed = nn.Linear(config.d_model, config.d_vocab, bias=False)
+        self.unembed = Unembed(config.d_model, config.d_vocab, bias=False)
         self.setup()
         modules = Sites(self.mod_dict)
         modules.update((alias, modules[name]) for alias, name in aliases(config).items())

@@ -5,7 +5,7 @@ Needs   rows (..., A) and a matrix (B, A); or rows (N, A) sorted by group, matri
 Yields  the product, in the dtype of the rows; gradients to both.
 
 On CPU in float32 torch multiplies by MKL, which on processors not made by Intel leaves the wide
-vector units unused; oneDNN, which torch carries too, does not, and is as exact. Measured on two AMD
+vector units unused; oneDNN, which torch carries too, does not, in float32 as well. Measured on two AMD
 cores: 400 against 190 Gflop/s. So float32 products on a CPU with AVX-512 go to oneDNN, all others
 to torch. `torch.backends.mkldnn.flags(enabled=False)` turns it off.
 """
@@ -57,9 +57,9 @@ def grouped_product(x_NA: Tensor, W_EAB: Tensor, ends_E: Tensor) -> Tensor:
         [1.0, 10.0, 10.0]
     """
     x_NA, W_EAB = autocast(x_NA, W_EAB)
-    # torch's own kernel has no float64, compiles in bfloat16 only, and on CPU multiplies by MKL.
-    whole = x_NA.dtype == torch.float32 and (not x_NA.is_cuda or torch.compiler.is_compiling())
-    if whole or x_NA.dtype == torch.float64:
+    # torch's own kernel has no float64, compiles in bfloat16 only, and on CPU knows no windows.
+    compiled_whole = x_NA.dtype == torch.float32 and torch.compiler.is_compiling()
+    if not x_NA.is_cuda or compiled_whole or x_NA.dtype == torch.float64:
         return _grouped(x_NA, W_EAB, ends_E)
     return F.grouped_mm(x_NA, W_EAB, offs=ends_E)
 
@@ -139,11 +139,9 @@ def _grouped(x_NA: Tensor, W_EAB: Tensor, ends_E: Tensor) -> Tensor:
     """One product a group. An op of its own, so that the compiler need not look into the loop."""
     parts, start = [], 0
     for W_AB, end in zip(W_EAB, ends_E.tolist(), strict=True):
-        begin, stop = _window(start, end, len(x_NA))
-        if _suits_onednn(rows := x_NA[begin:stop], W_AB.mT):
-            parts.append(_multiply(rows, W_AB.mT)[start - begin : end - begin])
-        else:
-            parts.append(x_NA[start:end] @ W_AB)
+        begin, stop = _window(start, end, x_NA)
+        y_MB = linear(x_NA[begin:stop], W_AB.mT)
+        parts.append(y_MB[start - begin : end - begin])
         start = end
     return torch.cat(parts)
 
@@ -154,28 +152,31 @@ def _grouped_outer(x_NA: Tensor, g_NB: Tensor, ends_E: Tensor) -> Tensor:
     out_EAB = x_NA.new_zeros(len(ends_E), x_NA.shape[1], g_NB.shape[1])
     start = 0
     for out_AB, end in zip(out_EAB, ends_E.tolist(), strict=True):
-        begin, stop = _window(start, end, len(x_NA))
         if start == end:
             continue
-        if _suits_onednn(g_NB[begin:stop], x_NA.mT):
-            # The window's rows of other groups meet zeros here.
-            x_AN = x_NA.new_zeros(x_NA.shape[1], stop - begin)
-            x_AN[:, start - begin : end - begin] = x_NA[start:end].mT
-            out_AB.copy_(_multiply(x_AN, g_NB[begin:stop].mT))
-        else:
-            torch.mm(x_NA[start:end].mT, g_NB[start:end], out=out_AB)
+        begin, stop = _window(start, end, x_NA)
+        # The window's rows of other groups meet zeros here.
+        x_MA = x_NA[begin:stop]
+        if stop - begin > end - start:
+            x_MA = torch.zeros_like(x_MA)
+            x_MA[start - begin : end - begin] = x_NA[start:end]
+        out_AB.copy_(outer_sum(x_MA, g_NB[begin:stop]))
         start = end
     return out_EAB
 
 
-def _window(start: int, end: int, total: int) -> tuple[int, int]:
+def _window(start: int, end: int, x_NA: Tensor) -> tuple[int, int]:
     """A stretch of rows around [start, end) whose length is one of few.
 
     oneDNN makes a kernel for each length that it meets, 0.2 ms a time, and the number of tokens of
     an expert is another in every step. Rounded up to a sixteenth there are few lengths, their
-    kernels are kept, and the rows too many cost 3 %.
+    kernels are kept, and the rows too many cost 3 %. Where oneDNN does not multiply, the stretch
+    itself.
     """
-    rows = end - start
+    half = x_NA.dtype in (torch.bfloat16, torch.float16)
+    if x_NA.device.type != "cpu" or not (half or (_ONEDNN and x_NA.dtype == torch.float32)):
+        return start, end
+    rows, total = end - start, len(x_NA)
     grain = max(64, 1 << max(rows.bit_length() - 4, 0))
     length = min(-(-rows // grain) * grain, total)
     begin = min(start, total - length)

@@ -105,16 +105,17 @@ def test_the_op_keeps_torchs_rules_for_custom_ops():
 
 
 def test_a_window_holds_its_stretch_and_has_one_of_few_lengths():
-    lengths = set()
+    lengths, rows_of = set(), torch.empty(5000, 1, dtype=torch.bfloat16)
     for rows in range(1, 4097):
-        begin, stop = product._window(3, 3 + rows, 5000)
+        begin, stop = product._window(3, 3 + rows, rows_of)
         assert 0 <= begin <= 3
         assert stop >= 3 + rows
         assert stop - begin <= max(rows + 63, rows * 1.13)
         lengths.add(stop - begin)
     assert len(lengths) <= 64
-    assert product._window(90, 100, 100) == (36, 100)
-    assert product._window(2, 5, 9) == (0, 9)
+    assert product._window(90, 100, rows_of[:100]) == (36, 100)
+    assert product._window(2, 5, rows_of[:9]) == (0, 9)
+    assert product._window(2, 5, rows_of.double()) == (2, 5)
 
 
 def test_outer_sum_is_the_transposed_product(onednn):
