@@ -182,7 +182,7 @@ def parameter_counts(config: MoEConfig) -> ParameterCounts:
 
 
 NANO = MoEConfig(
-    d_vocab=1024, d_model=96, n_layers=3, n_heads=4, n_key_value_heads=2, d_mlp=48,
+    d_vocab=768, d_model=96, n_layers=3, n_heads=8, n_key_value_heads=4, d_mlp=48,
     num_experts=16, experts_per_token=4, n_ctx=128, rope_theta=10_000.0,
     balance_loss_weight=0.01, z_loss_weight=1e-3, init_range=0.08,
 )  # fmt: skip

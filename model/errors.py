@@ -1,4 +1,5 @@
-"""What can go wrong below the recorder, by name. Every message: what was found, what was expected, the remedy.
+"""What can go wrong below the recorder, by name. Every message: what was found, what was expected,
+the remedy.
 
 `exit_code` is what the command line leaves with: 1 failed, 2 wrong usage, 3 nothing there.
 """

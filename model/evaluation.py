@@ -1,10 +1,13 @@
-"""Scoring of held-out items: which choice the model finds most probable, and how probable the right one is.
+"""Scoring of held-out items: which choice the model finds most probable, and how probable the right
+one is.
 
 Needs   a model, its tokenizer, items.
-Yields  Scores: correct (task, item) 0 or 1, and log-probability (task, item) of the right continuation, nats.
+Yields  Scores: correct (task, item) 0 or 1, and log-probability (task, item) of the right
+        continuation, nats.
 
-A choice's log-probability is the sum over its tokens given the prompt, over the whole vocabulary. Discrete and continuous
-come from one pass, so that a jump in the one can be held against the other (Schaeffer et al. 2023, arXiv:2304.15004).
+A choice's log-probability is the sum over its tokens given the prompt, over the whole vocabulary.
+Discrete and continuous come from one pass, so that a jump in the one can be held against the other
+(Schaeffer et al. 2023, arXiv:2304.15004).
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """Items as token sequences, one for each choice that needs its own, made once for a whole run."""
+    """Items as token sequences, one for each choice that needs its own, made once for a whole
+    run.
+    """
 
     tasks: tuple[str, ...]
     sequences: Tensor
@@ -54,7 +59,7 @@ class ItemBatch:
 
 
 def encode_items(items: Mapping[str, Sequence[Item]], tokenizer: Tokenizer) -> ItemBatch:
-    """Tokenises items; choices of one token share their prompt's sequence.
+    """Tokenises items; choices that differ only in their last token share a sequence.
 
     Args:
         items: task to its items, the same number for each task.
@@ -65,14 +70,15 @@ def encode_items(items: Mapping[str, Sequence[Item]], tokenizer: Tokenizer) -> I
     every = [item for task in items.values() for item in task]
     for number, item in enumerate(every):
         prompt = [start_id, *tokenizer.encode(item.prompt).ids]
-        shared: int | None = None
+        # Choices that differ only in their last token share a sequence; most are one token long.
+        shared: dict[tuple[int, ...], int] = {}
         for index, choice in enumerate(item.choices):
             tokens = tokenizer.encode(choice).ids
-            if len(tokens) > 1 or shared is None:
+            head = tuple(tokens[:-1])
+            if head not in shared:
+                shared[head] = len(sequences)
                 sequences.append(prompt + tokens[:-1])
-                if len(tokens) == 1:
-                    shared = len(sequences) - 1
-            sequence_of.append(shared if len(tokens) == 1 else len(sequences) - 1)
+            sequence_of.append(shared[head])
             start.append(len(prompt) - 1)
             continuation.append(tokens)
             item_of.append(number)
@@ -91,7 +97,8 @@ def score(model: MoELM, batch: ItemBatch, rows_at_once: int = 256) -> Scores:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    # Logits only where a choice begins or goes on: the whole tensor would be vocabulary times larger.
+    # Logits only where a choice begins or goes on: the whole tensor would be vocabulary times
+    # larger.
     of_choice = np.full(len(batch.continuation), 0.0, dtype=np.float64)
     for first in range(0, len(batch.sequences), rows_at_once):
         rows = batch.sequences[first : first + rows_at_once].to(device)

@@ -64,7 +64,7 @@ class MoELM(HookedRootModule):
         >>> lm = MoELM(NANO, seed=0)
         >>> logits, cache = lm.run_with_cache(torch.zeros(2, 8, dtype=torch.long))
         >>> tuple(logits.shape), tuple(cache["blocks.0.mlp.router.hook_logits"].shape)
-        ((2, 8, 1024), (2, 8, 16))
+        ((2, 8, 768), (2, 8, 16))
     """
 
     mod_dict: dict[str, nn.Module]

@@ -1,14 +1,16 @@
-"""Text as rows of tokens: the world's documents and the real text that comes with Python, tokenised and packed.
+"""Text as rows of tokens: the world's documents and the real text that comes with Python, tokenised
+and packed.
 
 Needs   a World, the standard library's source files, a tokenizer.
-Yields  Corpus: for each domain, row number i is always the same `row_tokens` tokens (random access, so that a position
-        in the data is one number a domain).
+Yields  Corpus: for each domain, row number i is always the same `row_tokens` tokens (random access,
+        so that a position in the data is one number a domain).
 
-Domains: one for each task of the world, `code_text` (Python source without its docstrings) and `prose` (the docstrings).
-A row is packed with documents of one domain, each begun by the document token, and cut at the end.
+Domains: one for each task of the world, `code_text` (Python source without its docstrings) and
+`prose` (the docstrings). A row is packed with documents of one domain, each begun by the document
+token, and cut at the end.
 
-Real text is cleaned (unreadable and generated files out, lines of data out), exact duplicates are dropped, and one file
-in sixteen is held out for the probe set.
+Real text is cleaned (unreadable and generated files out, lines of data out), exact duplicates are
+dropped, and one file in sixteen is held out for the probe set.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ HELD_OUT_FILES = 16
 
 @dataclass(frozen=True)
 class RealText:
-    """Pieces of real text, in a fixed order; `held_out` come from files that training never sees."""
+    """Pieces of real text, in a fixed order; `held_out` come from files that training never
+    sees.
+    """
 
     code: tuple[str, ...]
     prose: tuple[str, ...]
@@ -56,7 +60,8 @@ class RealText:
 
 
 def collect_standard_library(max_bytes: int = 4_000_000) -> RealText:
-    """Source and docstrings of the standard library's top-level modules, at most `max_bytes` of source.
+    """Source and docstrings of the standard library's top-level modules, at most `max_bytes` of
+    source.
 
     Raises:
         DataError: this Python carries no readable source.
@@ -100,18 +105,20 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def _definitions(tree: ast.Module, source: str) -> Iterator[str]:
-    """Source of every top-level function and class as it stands, the lines of docstrings left out."""
+    """Source of every top-level function and class as it stands, the lines of docstrings left
+    out.
+    """
     lines = source.splitlines()
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     dropped: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-            text = node.body[0]
-            dropped.update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
-    for node in tree.body:
-        if not isinstance(node, documented):
+            first = node.body[0]
+            dropped.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    for statement in tree.body:
+        if not isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        numbers = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        numbers = range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
         text = "\n".join(lines[n - 1].rstrip() for n in numbers if n not in dropped)
         # Tables of constants are data, not code.
         if len(text) >= 80 and sum(c.isalpha() or c.isspace() for c in text) > 0.6 * len(text):
@@ -133,7 +140,9 @@ def _is_new(text: str, seen: set[bytes]) -> bool:
     if not text:
         return False
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-    return not (digest in seen or seen.add(digest))
+    is_new = digest not in seen
+    seen.add(digest)
+    return is_new
 
 
 @dataclass
@@ -157,7 +166,8 @@ class Corpus:
     _orders: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def rows(self, domain: str, start: int, count: int) -> np.ndarray:
-        """Rows start .. start + count - 1 of a domain's training stream, (count, row_tokens), int64.
+        """Rows start .. start + count - 1 of a domain's training stream, (count, row_tokens),
+        int64.
 
         Raises:
             DataError: no such domain.
@@ -172,17 +182,23 @@ class Corpus:
             packed = self._packed[domain] = self._pack(pieces)
         epochs, offsets = np.divmod(np.arange(start, start + count), len(packed))
         return np.stack(
-            [packed[self._order(domain, int(e), len(packed))[o]] for e, o in zip(epochs, offsets, strict=True)]
+            [
+                packed[self._order(domain, int(e), len(packed))[o]]
+                for e, o in zip(epochs, offsets, strict=True)
+            ]
         )
 
     def held_out_rows(self, domain: str, count: int) -> np.ndarray:
-        """Rows that training never shows: for a fixed probe set. World rows are made of held-out items."""
+        """Rows that training never shows: for a fixed probe set. World rows are made of held-out
+        items.
+        """
         if domain in TASKS:
-            texts = []
             items = self.world.items(domain, 32)
             rng = random.Random(f"probe/{self.seed}/{domain}")
-            for _ in range(count):
-                texts.append([i.prompt + i.right for i in rng.choices(items, k=self.row_tokens)])
+            texts = [
+                [i.prompt + i.right for i in rng.choices(items, k=self.row_tokens)]
+                for _ in range(count)
+            ]
             return np.stack([self._pack_documents(documents) for documents in texts])
         held_out = self.text.code_held_out if domain == "code_text" else self.text.prose_held_out
         packed = self._pack(held_out)
@@ -204,7 +220,9 @@ class Corpus:
         ]
         encoded = self.tokenizer.encode_batch([_join(documents) for documents in texts])
         rows = []
-        for row, documents, encoding in zip(range(start, start + count), texts, encoded, strict=True):
+        for row, documents, encoding in zip(
+            range(start, start + count), texts, encoded, strict=True
+        ):
             ids = encoding.ids
             while len(ids) < self.row_tokens:
                 documents.append(self.world.document(domain, row * most + len(documents)))
@@ -214,7 +232,9 @@ class Corpus:
 
     def _documents_per_row(self, domain: str) -> int:
         sample = [self.world.document(domain, i) for i in range(16)]
-        mean = np.mean([len(e.ids) for e in self.tokenizer.encode_batch([_join([d]) for d in sample])])
+        mean = np.mean(
+            [len(e.ids) for e in self.tokenizer.encode_batch([_join([d]) for d in sample])]
+        )
         return max(1, int(np.ceil(self.row_tokens / mean)))
 
     def _order(self, domain: str, epoch: int, rows: int) -> np.ndarray:
@@ -227,7 +247,10 @@ class Corpus:
     def _pack(self, pieces: tuple[str, ...]) -> np.ndarray:
         """All pieces end to end, cut into rows; a last part that fills no row is left out."""
         ids = np.concatenate(
-            [np.array(e.ids, dtype=np.int64) for e in self.tokenizer.encode_batch([_join([p]) for p in pieces])]
+            [
+                np.array(e.ids, dtype=np.int64)
+                for e in self.tokenizer.encode_batch([_join([p]) for p in pieces])
+            ]
         )
         rows = len(ids) // self.row_tokens
         if rows == 0:

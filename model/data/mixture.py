@@ -1,11 +1,12 @@
 """The data mixture: how much of each domain a batch holds, as it changes with the training clock.
 
 Needs   a Corpus, weights by domain for each phase.
-Yields  batches, each with the domain of every row; a position that can be saved and restored exactly.
+Yields  batches, each with the domain of every row; a position that can be saved and restored
+        exactly.
 
-A batch holds each domain in proportion to its weight, to within one row (systematic sampling: one random offset a
-step), so that the mix of a single step is never far from the plan. What a batch holds depends on the seed, the step and
-the position alone.
+A batch holds each domain in proportion to its weight, to within one row (systematic sampling: one
+random offset a step), so that the mix of a single step is never far from the plan. What a batch
+holds depends on the seed, the step and the position alone.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Batch:
 
 
 def full_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Shares for every domain, summing to 1, from weights in which a family may stand for its domains.
+    """Shares for every domain, summing to 1, from weights in which a family may stand for its
+    domains.
 
     "code" spreads its weight evenly over those code/... domains that are not named themselves.
 
@@ -65,12 +67,13 @@ def full_weights(weights: Mapping[str, float]) -> dict[str, float]:
             members = [d for d in DOMAINS if d.startswith(f"{name}/") and d not in weights]
         if not members and any(d.startswith(f"{name}/") for d in DOMAINS):
             raise DataError(
-                f"{name!r} has weight {weight}, but each of its domains has a weight of its own: leave "
-                f"{name!r} out."
+                f"{name!r} has weight {weight}, but each of its domains has one of its own: "
+                f"leave {name!r} out."
             )
         if not members:
             raise DataError(
-                f"no domain or family {name!r} to give weight to; the domains are {', '.join(DOMAINS)}."
+                f"no domain or family {name!r} to give weight to; the domains are "
+                f"{', '.join(DOMAINS)}."
             )
         for member in members:
             shares[member] += weight / len(members)

@@ -1,7 +1,8 @@
 """The tokenizer: byte-level BPE, trained on a sample of every domain.
 
 Needs   texts, a vocabulary size.
-Yields  a `tokenizers.Tokenizer`; digits stay single tokens, every byte can be written, `<|document|>` begins a document.
+Yields  a `tokenizers.Tokenizer`; digits stay single tokens, every byte can be written,
+        `<|document|>` begins a document.
 
 Library: `tokenizers` trains and runs it; this file only says how.
 Source: byte-pair encoding of words, Sennrich et al. 2016, arXiv:1508.07909.
@@ -86,6 +87,6 @@ def check_fits(tokenizer: Tokenizer, d_vocab: int) -> None:
     size = tokenizer.get_vocab_size()
     if size > d_vocab:
         raise TokenizerMismatch(
-            f"the tokenizer has {size} entries, the model d_vocab={d_vocab}: use the tokenizer that "
-            f"the model was trained with, or a model with d_vocab of {size} or more."
+            f"the tokenizer has {size} entries, the model d_vocab={d_vocab}: use the tokenizer "
+            f"that the model was trained with, or a model with d_vocab of {size} or more."
         )

@@ -1,18 +1,21 @@
-"""A procedural world with ground truth: what its documents teach is known exactly, and so is every right answer.
+"""A procedural world with ground truth: what its documents teach is known exactly, and so is every
+right answer.
 
 Needs   a seed.
-Yields  training documents of twelve tasks in four families, and held-out items with choices and a chance level.
+Yields  training documents of twelve tasks in four families, and held-out items with choices and a
+        chance level.
 
     knowledge   home, trade, colour       facts of this world; they can only be learnt by heart
     reading     repeat, binding, update  the answer stands in the text of the question
     logic       chain, order, boolean     the answer follows from what the text says
     code        arithmetic, index, variable  the answer is what a line of Python would give
 
-Held-out: every situation has a key (its names and numbers); one key in eight, by hash, never occurs in training, and
-items are made from those keys alone. So no item outside `knowledge` can be answered by recall.
+Held-out: every situation has a key (its names and numbers); one key in eight, by hash, never occurs
+in training, and items are made from those keys alone. So no item outside `knowledge` can be
+answered by recall.
 
-Chance is the accuracy of picking among an item's choices blindly: 1 / choices. Choices are as plausible as the answer
-(they come from the same text, or from the same closed set).
+Chance is the accuracy of picking among an item's choices blindly: 1 / choices. Choices are as
+plausible as the answer (they come from the same text, or from the same closed set).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from model.errors import ConfigError
 
@@ -32,8 +36,8 @@ TRADES = ("baker", "clerk", "diver", "farmer", "guard", "miner", "potter", "sail
 COLOURS = ("amber", "black", "green", "grey", "pink", "red", "violet", "white")
 PEOPLE = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jan", "Kim", "Leo",
           "Mia", "Ned", "Ola", "Pia", "Quin", "Ray", "Sue", "Tom")  # fmt: skip
-THINGS = ("bell", "book", "cake", "coin", "cup", "drum", "fan", "flag", "fork", "hat", "key", "lamp",
-          "map", "mask", "pen", "pot", "ring", "rope", "shoe", "toy")  # fmt: skip
+THINGS = ("bell", "book", "cake", "coin", "cup", "drum", "fan", "flag", "fork", "hat", "key",
+          "lamp", "map", "mask", "pen", "pot", "ring", "rope", "shoe", "toy")  # fmt: skip
 PLACES = ("attic", "barn", "boat", "cave", "cellar", "garden", "hall", "kitchen", "tent", "tower",
           "well", "yard")  # fmt: skip
 VARIABLES = tuple("abcdefgh")
@@ -69,7 +73,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Situation:
-    """One drawn case of a task: what is said, and the questions it answers; the first one is the task's own.
+    """One drawn case of a task: what is said, and the questions it answers; the first one is the
+    task's own.
 
     Training documents ask all of them, in any order; items ask the first.
     """
@@ -81,7 +86,9 @@ class Situation:
 
     @property
     def key(self) -> str:
-        """What makes two situations the same one: what is said or, where nothing is, the question."""
+        """What makes two situations the same one: what is said or, where nothing is, the
+        question.
+        """
         return self.said or self.questions[0].text
 
 
@@ -134,7 +141,9 @@ class World:
         }
 
     def document(self, task: str, index: int) -> str:
-        """Training document number `index` of a task: one situation with its answer, never a held-out one."""
+        """Training document number `index` of a task: one situation with its answer, never a
+        held-out one.
+        """
         chosen = find_task(task)
         rng = random.Random(f"train/{self.seed}/{task}/{index}")
         situation = chosen.draw(self, rng)
@@ -142,7 +151,9 @@ class World:
             situation = chosen.draw(self, rng)
         asked = list(situation.questions)
         rng.shuffle(asked)
-        return situation.said + chosen.between.join(q.text + q.answer for q in asked) + situation.rest
+        return (
+            situation.said + chosen.between.join(q.text + q.answer for q in asked) + situation.rest
+        )
 
     def items(self, task: str, number: int) -> list[Item]:
         """The first `number` distinct held-out items of a task, the same ones every time.
@@ -180,12 +191,18 @@ class World:
         return int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0
 
 
-def _ask(text: str, answer: str, options: tuple[str, ...] | list[str], form: str = " {}") -> Question:
+def _ask(
+    text: str, answer: str, options: tuple[str, ...] | list[str], form: str = " {}"
+) -> Question:
     """A question whose wrong choices are the other options."""
-    return Question(text, form.format(answer), tuple(form.format(o) for o in options if o != answer))
+    return Question(
+        text, form.format(answer), tuple(form.format(o) for o in options if o != answer)
+    )
 
 
-def _fact(kind: str, verb: str, options: tuple[str, ...]) -> Callable[[World, random.Random], Situation]:
+def _fact(
+    kind: str, verb: str, options: tuple[str, ...]
+) -> Callable[[World, random.Random], Situation]:
     def draw(world: World, rng: random.Random) -> Situation:
         name = rng.choice(world.beasts)
         return Situation("", (_ask(f"{name} {verb}", world.facts[kind][name], options),))
@@ -222,7 +239,7 @@ def _update(world: World, rng: random.Random) -> Situation:
 
 def _chain(world: World, rng: random.Random) -> Situation:
     names = rng.sample(PEOPLE, 4)
-    links = list(zip(names, names[1:], strict=False))
+    links = list(pairwise(names))
     rng.shuffle(links)
     said = "".join(f"{a} > {b}. " for a, b in links)
     # The task is to follow three links; documents also ask from the names on the way.
@@ -234,7 +251,7 @@ def _chain(world: World, rng: random.Random) -> Situation:
 
 def _order(world: World, rng: random.Random) -> Situation:
     names = rng.sample(PEOPLE, 3)
-    pairs = list(zip(names, names[1:], strict=False))
+    pairs = list(pairwise(names))
     rng.shuffle(pairs)
     said = "".join(
         f"{a} is older than {b}. " if rng.random() < 0.5 else f"{b} is younger than {a}. "
@@ -278,10 +295,14 @@ def _variable(world: World, rng: random.Random) -> Situation:
     given = dict(zip((p, q, r), values, strict=True))
     source, other = rng.sample((p, q, r), 2)
     said = "".join(f"{n}={v};" for n, v in given.items()) + f"{s}={source};"
-    # The task is to look up a variable that was set from another; documents also ask for one set outright.
+    # The task is to look up a variable that was set from another; documents also ask for one set
+    # outright.
     return Situation(
         said,
-        (_ask(f"{s}==", given[source], values, "{}"), _ask(f"{other}==", given[other], values, "{}")),
+        (
+            _ask(f"{s}==", given[source], values, "{}"),
+            _ask(f"{other}==", given[other], values, "{}"),
+        ),
     )
 
 

@@ -1,10 +1,13 @@
-"""Checkpoints of a training: weights, optimizer, data position; complete or absent, and bit-exact to resume from.
+"""Checkpoints of a training: weights, optimizer, data position; complete or absent, and bit-exact
+to resume from.
 
 Needs   a model, its optimizer, where the data stand.
-Yields  a folder `step-00000400/` of safetensors and one `state.json` that names every file with its size and digest.
+Yields  a folder `step-00000400/` of safetensors and one `state.json` that names every file with its
+        size and digest.
 
-A checkpoint is written into a folder whose name begins with `.partial-`, flushed to the disk and then renamed: what
-bears its final name is whole. Nothing is pickled. The random state is not saved because nothing in the loop draws from
+A checkpoint is written into a folder whose name begins with `.partial-`, flushed to the disk and
+then renamed: what bears its final name is whole. Nothing is pickled. The random state is not saved
+because nothing in the loop draws from
 it: every draw is made from the seed and the step.
 """
 
@@ -112,14 +115,15 @@ def read_state(path: Path) -> TrainingState:
             f"{path}/state.json cannot be read ({error}): resume from an earlier checkpoint."
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise TrainingStateError(f"{path}: format {found!r}, expected {FORMAT!r}.")
+        format = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise TrainingStateError(f"{path}: format {format!r}, expected {FORMAT!r}.")
     for name, said in state["files"].items():
         there = (path / name).stat().st_size if (path / name).is_file() else None
         if there != said["bytes"]:
             raise TrainingStateError(
-                f"{path}/{name}: found {'no file' if there is None else f'{there} bytes'}, expected "
-                f"{said['bytes']}: the checkpoint is half-written; resume from an earlier one."
+                f"{path}/{name}: found {'no file' if there is None else there}, "
+                f"expected {said['bytes']} bytes: the checkpoint is half-written; "
+                f"resume from an earlier one."
             )
     return TrainingState(
         step=state["step"],
@@ -171,7 +175,9 @@ def restore(path: Path, model: MoELM, optimizer: torch.optim.Optimizer) -> Train
     load_weights(path, model)
     saved = load_file(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        moments = {k.removeprefix(f"{name}|"): t for k, t in saved.items() if k.startswith(f"{name}|")}
+        moments = {
+            k.removeprefix(f"{name}|"): t for k, t in saved.items() if k.startswith(f"{name}|")
+        }
         if moments:
             optimizer.state[parameter] = {
                 # The fused optimizer counts on the device, the plain one on the host.
@@ -194,14 +200,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     # Under torch.compile names begin with the wrapper's.
-    return {
-        k.removeprefix("_orig_mod."): t.detach().cpu().contiguous() for k, t in tensors.items()
-    }
+    return {k.removeprefix("_orig_mod."): t.detach().cpu().contiguous() for k, t in tensors.items()}
 
 
-def _optimizer_tensors(
-    model: MoELM, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model: MoELM, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

@@ -1,7 +1,8 @@
 """The training loop: reads from top to bottom, and tells callbacks what happens.
 
 Needs   a TrainingPlan, a folder for checkpoints, callbacks.
-Yields  a trained model, its checkpoints on the disk; stopped at any moment, it goes on bit-identically on a CPU.
+Yields  a trained model, its checkpoints on the disk; stopped at any moment, it goes on
+        bit-identically on a CPU.
 
 It knows nothing of recording, evaluation or progress bars: those are callbacks.
 """

@@ -3,7 +3,8 @@
 Needs   a model, learning rate, decay.
 Yields  a torch optimizer with two groups.
 
-Source: Loshchilov & Hutter 2019, arXiv:1711.05101; norms and embeddings are not decayed, as usual since GPT-3.
+Source: Loshchilov & Hutter 2019, arXiv:1711.05101; norms and embeddings are not decayed, as usual
+since GPT-3.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def make_optimizer(
         lr: peak learning rate; the schedule sets each step's own.
         weight_decay: share of a weight lost a step, times the learning rate.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() >= 2 and "embed." not in name
         (decayed if is_matrix else plain).append(parameter)

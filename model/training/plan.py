@@ -34,10 +34,10 @@ class TrainingPlan:
     clip_norm: float = 1.0
     """Gradients are scaled down to at most this Euclidean norm."""
 
-    checkpoint_every: int = 80
+    checkpoint_every: int = 64
     """Steps between two checkpoints before the final phase."""
 
-    checkpoint_every_final: int = 40
+    checkpoint_every_final: int = 32
     """Steps between two checkpoints in the final phase, where things are looked at closely."""
 
     items_per_task: int = 64
@@ -66,7 +66,9 @@ class TrainingPlan:
         return self.batch_rows * self.row_tokens
 
     def is_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint is saved after this step; the start, the fork and the end always are."""
+        """Whether a checkpoint is saved after this step; the start, the fork and the end always
+        are.
+        """
         s = self.schedule
         if step in (0, s.fork_step, s.steps):
             return True
@@ -112,14 +114,16 @@ class TrainingPlan:
         rest = {k: v for k, v in values.items() if k not in ("model", "schedule")}
         try:
             return cls(
-                model=MoEConfig.from_dict(values["model"]), schedule=Schedule(**values["schedule"]), **rest
+                model=MoEConfig.from_dict(values["model"]),
+                schedule=Schedule(**values["schedule"]),
+                **rest,
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"training plan is not complete: {error}.") from error
 
 
 PLANS: dict[str, TrainingPlan] = {
-    "nano": TrainingPlan(model=NANO, schedule=Schedule(steps=2000, lr=3e-3)),
+    "nano": TrainingPlan(model=NANO, schedule=Schedule(steps=1600, lr=3e-3)),
 }
 
 
@@ -136,7 +140,7 @@ def plan_for(name: str) -> TrainingPlan:
     shape = preset(name)
     if name.lower() not in PLANS:
         raise ConfigError(
-            f"preset {name!r} has a model of {shape.n_layers} layers x {shape.d_model} but no training "
-            f"plan; plans there are for {', '.join(PLANS)}."
+            f"preset {name!r} has a model of {shape.n_layers} layers x {shape.d_model} but no "
+            f"training plan; there are plans for {', '.join(PLANS)}."
         )
     return PLANS[name.lower()]

@@ -1,11 +1,12 @@
-"""The course of a training: warm-up, stable, final phase; its learning rate and its data mixture at every step.
+"""The course of a training: warm-up, stable, final phase; its learning rate and its data mixture at
+every step.
 
 Needs   a number of steps, the peak learning rate, weights of the two mixtures.
 Yields  `Schedule`: phase, learning rate and domain shares of any step.
 
-The learning rate rises linearly, stays, and falls linearly over the final phase (warm-up, stable, decay: Hu et al.
-2024, MiniCPM, arXiv:2404.06395). The mixture changes where the final phase begins, as in Blakeney et al. 2024,
-arXiv:2406.03476.
+The learning rate rises linearly, stays, and falls linearly over the final phase (warm-up, stable,
+decay: Hu et al. 2024, MiniCPM, arXiv:2404.06395). The mixture changes where the final phase begins,
+as in Blakeney et al. 2024, arXiv:2406.03476.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from model.data.mixture import full_weights
 from model.errors import ConfigError, DataError
 
 MAIN_MIXTURE: Mapping[str, float] = {
-    "knowledge": 0.15, "reading": 0.30, "logic": 0.19, "code": 0.10, "code/arithmetic": 0.03,
-    "code_text": 0.13, "prose": 0.10,
+    "knowledge": 0.12, "reading/repeat": 0.12, "reading/binding": 0.11, "reading/update": 0.11,
+    "logic": 0.20, "code/arithmetic": 0.02, "code/index": 0.005, "code/variable": 0.015,
+    "code_text": 0.16, "prose": 0.14,
 }  # fmt: skip
-"""What the main line trains on: everything, arithmetic rarely."""
+"""What the main line trains on: everything, the tasks of the code family rarely."""
 
 ARMS: dict[str, Mapping[str, float]] = {
     "continue": MAIN_MIXTURE,
     "curriculum": {
-        "knowledge": 0.05, "reading": 0.15, "logic": 0.10, "code": 0.05, "code/arithmetic": 0.55,
-        "code_text": 0.05, "prose": 0.05,
+        "knowledge": 0.05, "reading": 0.15, "logic": 0.15, "code/arithmetic": 0.15,
+        "code/index": 0.25, "code/variable": 0.15, "code_text": 0.05, "prose": 0.05,
     },
     "code": {
-        "knowledge": 0.03, "reading": 0.05, "logic": 0.05, "code": 0.52, "code_text": 0.30,
-        "prose": 0.05,
+        "knowledge": 0.04, "reading": 0.04, "logic": 0.04, "code": 0.40, "code_text": 0.44,
+        "prose": 0.04,
     },
 }  # fmt: skip
 """Mixtures of the final phase, by the arm that tries them: carry on, curated data, tune for code."""

@@ -67,6 +67,13 @@ def test_only_the_arm_that_learned_a_skill_has_its_onset(study):
     assert arrived.low <= 85 <= arrived.high
 
 
+@pytest.mark.parametrize("name", [n for n in plot_names() if n != "arms"])
+def test_every_figure_over_training_can_stand_on_any_clock(study, name):
+    on_utc, on_tokens = (draw(name, study, x=x) for x in ("utc", "tokens"))
+    assert str(on_utc.data[0].x[-1]).startswith("2025-06-15T")
+    assert 64 <= on_tokens.data[0].x[-1] <= 6400
+
+
 def test_an_unknown_figure_is_answered_with_those_there_are(study):
     with pytest.raises(UsageError, match=r"no figure 'balence'.*did you mean 'balance'"):
         draw("balence", study)

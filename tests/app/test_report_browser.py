@@ -141,3 +141,14 @@ def test_a_single_figure_is_a_page_with_the_same_manners(browser, two_arm_run, t
     assert buttons
     assert not any("share" in button.lower() for button in buttons)
     opened.page.close()
+
+
+def test_on_paper_nothing_is_cut_off(hostile):
+    page = hostile.page
+    page.set_viewport_size({"width": 688, "height": 900})  # A4 less its margins
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("document.querySelector('.plot svg').clientWidth === 680")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")

@@ -3,8 +3,8 @@
 Needs   arguments.
 Yields  exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such run or data, 130 interrupted.
 
-Heavy libraries are imported inside the commands, so that `--help` answers at once. An error that the user can mend is
-one line on stderr; anything else is a fault of ours and keeps its traceback.
+Heavy libraries are imported inside the commands, so that `--help` answers at once. An error that
+the user can mend is one line on stderr; anything else is a fault of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def train(
     experiment = _experiment(into, device, compile, threads)
     if resume:
         if seed is not None or steps is not None:
-            raise UsageError("--resume goes on with the run's own plan: leave out --seed and --steps.")
+            raise UsageError(
+                "--resume goes on with the run's own plan: leave out --seed and --steps."
+            )
         click.echo(experiment.standing())
     else:
         experiment.begin(_plan(preset, seed, steps))
@@ -151,9 +153,13 @@ def report(run: Path, out: Path | None, as_json: bool) -> None:
 @RUN
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="By default NAME.html.")
 @click.option("--branch", default=None, help="Arm to draw, where the figure shows one.")
-@click.option("--x", type=click.Choice(["step", "tokens", "utc"]), default="step", show_default=True)
+@click.option(
+    "--x", type=click.Choice(["step", "tokens", "utc"]), default="step", show_default=True
+)
 def plot(name: str, run: Path, out: Path | None, branch: str | None, x: str) -> None:
-    """Draw the figure NAME of RUN as an HTML page: loss, emergence, arms, router-load, balance or saturation."""
+    """Draw the figure NAME of RUN as an HTML page: loss, emergence, arms, router-load, balance or
+    saturation.
+    """
     from workbench import figures, open_run
     from workbench.app.plots import draw
 
@@ -228,7 +234,9 @@ def lab(folder: Path) -> None:
     from workbench.errors import UsageError
 
     if find_spec("jupyterlab") is None:
-        raise UsageError("JupyterLab is not installed: pip install 'training-dynamics-workbench[lab]'.")
+        raise UsageError(
+            "JupyterLab is not installed: pip install 'training-dynamics-workbench[lab]'."
+        )
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}: give the folder of the notebooks.")
     sys.exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
@@ -271,7 +279,9 @@ def _next(*commands: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and leaves with its exit code."""
     try:
-        commands.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        commands.main(
+            args=list(arguments) if arguments is not None else None, standalone_mode=False
+        )
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

@@ -1,10 +1,13 @@
-"""A run from beginning to end: the main line, the arms that fork from it, and going on after a stop.
+"""A run from beginning to end: the main line, the arms that fork from it, and going on after a
+stop.
 
 Needs   a TrainingPlan, a folder.
-Yields  `begin`, `train_main`, `train_arm`: each goes on from the last moment that is safe on the disk.
+Yields  `begin`, `train_main`, `train_arm`: each goes on from the last moment that is safe on the
+        disk.
 
-Safe is a step whose checkpoint is whole and whose record was committed. Training goes on from the newest such step; what
-the record holds after it is set aside under a tag of the store, never deleted, and then recorded again.
+Safe is a step whose checkpoint is whole and whose record was committed. Training goes on from the
+newest such step; what the record holds after it is set aside under a tag of the store, never
+deleted, and then recorded again.
 """
 
 from __future__ import annotations
@@ -77,7 +80,9 @@ class Experiment:
         return TrainingPlan.from_dict(said["config"])
 
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer, checked against its model; trained anew if a stop came before it was saved."""
+        """The run's tokenizer, checked against its model; trained anew if a stop came before it was
+        saved.
+        """
         plan = self.plan
         if not self.folder.tokenizer.exists():
             make_tokenizer(plan, World(plan.seed), collect_standard_library()).save(
@@ -92,7 +97,8 @@ class Experiment:
         self._train(MAIN, plan, until)
 
     def train_arm(self, arm: str, fork_step: int) -> None:
-        """Forks an arm from the main line at a step and trains it to the end, from wherever it stands.
+        """Forks an arm from the main line at a step and trains it to the end, from wherever it
+        stands.
 
         Raises:
             ConfigError: no such arm.
@@ -111,13 +117,14 @@ class Experiment:
             if not self._is_safe(MAIN, fork_step):
                 safe = ", ".join(map(str, self._safe_steps(MAIN))) or "none"
                 raise UsageError(
-                    f"the main line has no checkpoint at step {fork_step} to fork from; it has {safe}."
+                    f"the main line has no checkpoint at step {fork_step} to fork from; "
+                    f"it has {safe}."
                 )
             store.fork(arm, MAIN, at_step=fork_step)
         elif (forked := store.lineage(arm)) != (MAIN, fork_step):
             raise UsageError(
-                f"arm {arm!r} is there and forked from {forked}, not from ('main', {fork_step}): go on "
-                f"with the same fork, or use another run."
+                f"arm {arm!r} is there and forked from {forked}, not from "
+                f"('main', {fork_step}): go on with the same fork, or use another run."
             )
         self.folder.update(arms={arm: {"fork_step": fork_step, "mixture": dict(mixture)}})
         self._train(arm, replace(plan, schedule=schedule), schedule.steps)
@@ -161,7 +168,9 @@ class Experiment:
         training.run(until)
         self.say(f"{branch}: step {training.step} reached in {time.monotonic() - began:.0f} s")
         if record.recorder is not None and (aside := record.recorder.set_aside):
-            self.say(f"{branch}: steps {aside.steps} recorded before the stop are kept as {aside.tag}")
+            self.say(
+                f"{branch}: steps {aside.steps} recorded before the stop are kept as {aside.tag}"
+            )
 
     def _store(self) -> RunStore:
         return RunStore.open(self.folder.store)
@@ -171,7 +180,9 @@ class Experiment:
         return self.folder.store.exists()
 
     def _weights(self, branch: str, step: int) -> Path:
-        """The checkpoint of a step in the history of a branch; before the fork it is the parent's."""
+        """The checkpoint of a step in the history of a branch; before the fork it is the
+        parent's.
+        """
         own = checkpoint_path(self.folder.checkpoints(branch), step)
         lineage = self._store().lineage(branch)
         if lineage is not None and step <= lineage[1]:

@@ -214,7 +214,8 @@ class Study:
         found = {}
         for name, arm in self.arms.items():
             try:
-                found[name] = measure(arm).assign_attrs(run=self.run.name, branch=name)
+                value = _with_clocks(measure(arm), arm)
+                found[name] = value.assign_attrs(run=self.run.name, branch=name)
             except (RunNotFound, UsageError, SchemaError) as error:
                 self.missing[f"{what} of {name}"] = str(error)
         return found
@@ -229,6 +230,25 @@ class Study:
 def _last_step(run: Run) -> int:
     steps = run.clock.step
     return int(steps[-1]) if len(steps) else 0
+
+
+def _with_clocks(value: Measured, arm: Run) -> Measured:
+    """`value` with tokens and UTC beside its steps, where the run kept them, for any x axis."""
+    clock = arm.clock
+    dim = next((d for d in ("step", "checkpoint") if d in value.dims and d in value.coords), None)
+    if dim is None or not len(clock):
+        return value
+    steps = value[dim].values
+    # Step 0 is before the first recorded one: no token seen, and the time of the first.
+    begun = np.concatenate([[0], clock.step])
+    readings = {"tokens_seen": (clock.tokens, 0), "utc": (clock.utc, None)}
+    for name, (reading, at_start) in readings.items():
+        there = name in value.coords or (isinstance(value, xr.Dataset) and name in value)
+        if reading is None or there:
+            continue
+        whole = np.concatenate([[reading[0] if at_start is None else at_start], reading])
+        value = value.assign_coords({name: (dim, np.interp(steps, begun, whole))})
+    return value
 
 
 def evaluated_gaps(skill: xr.Dataset, start: int) -> tuple[int | None, int | None]:

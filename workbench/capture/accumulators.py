@@ -1,10 +1,12 @@
-"""What a run's routers have shown since the last step was taken: plain tensors on the model's device.
+"""What a run's routers have shown since the last step was taken: plain tensors on the model's
+device.
 
 Needs   the number of routers, experts and domains.
-Yields  Accumulators: views that `route_stats` adds to, and `take`, one step's arrays under their names in the schema.
+Yields  Accumulators: views that `route_stats` adds to, and `take`, one step's arrays under their
+        names in the schema.
 
-They are not buffers of the model: DDP would overwrite them with rank 0's, FSDP would shard them, and a state_dict would
-carry them.
+They are not buffers of the model: DDP would overwrite them with rank 0's, FSDP would shard them,
+and a state_dict would carry them.
 """
 
 from __future__ import annotations
@@ -30,9 +32,7 @@ class Accumulators:
     pairs_LEE: Tensor
 
     @classmethod
-    def zeros(
-        cls, layers: int, experts: int, domains: int, device: torch.device
-    ) -> Accumulators:
+    def zeros(cls, layers: int, experts: int, domains: int, device: torch.device) -> Accumulators:
         """Empty accumulators on `device`."""
         # Double precision: a float32 sum stops growing at 2^24 tokens of mass 1.
         return cls(

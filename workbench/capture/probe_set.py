@@ -1,10 +1,11 @@
-"""The fixed probe set: the same held-out tokens at every checkpoint, and how the routers treat them.
+"""The fixed probe set: the same held-out tokens at every checkpoint, and how the routers treat
+them.
 
 Needs   rows of tokens with the domain of each, the routers of a model.
 Yields  ProbeSet; `route`, expert ids (token, layer, k) and probabilities (token, layer, expert).
 
-On the training stream a router's load drifts because the router changes and because the data do; on fixed tokens only
-the first remains.
+On the training stream a router's load drifts because the router changes and because the data do; on
+fixed tokens only the first remains.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class ProbeSet:
 def route(
     model: nn.Module, sites: Sequence[RouterSite], probe: ProbeSet, rows_at_once: int = 32
 ) -> dict[str, np.ndarray]:
-    """How each router treats the probe set, in evaluation mode; model and hooks are left as they were.
+    """How each router treats the probe set, in evaluation mode; model and hooks are left as they
+    were.
 
     Returns:
-        expert_ids (token, layer, k) int16; router_probs (token, layer, expert) float32; tokens row by row.
+        expert_ids (token, layer, k) int16; router_probs (token, layer, expert) float32; tokens row
+        by row.
     """
     seen: list[list[Reading]] = [[] for _ in sites]
 

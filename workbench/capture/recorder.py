@@ -8,8 +8,8 @@ Yields  Recorder: around every training step, at every checkpoint, and at the en
         ...
     recorder.checkpoint(path)
 
-Between the hook and the step's end nothing leaves the model's device. Capture changes no number of the training: it
-reads detached tensors and draws nothing at random.
+Between the hook and the step's end nothing leaves the model's device. Capture changes no number of
+the training: it reads detached tensors and draws nothing at random.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ class Recorder:
     """Records a model's routing into a run, step by step.
 
     Args:
-        model: any torch model whose routers are known; hooked now, so make the recorder before the first forward and
-            before compiling.
+        model: any torch model whose routers are known; hooked now, so make the recorder before the
+            first forward and before compiling.
         path: the run's folder; begun where there is none.
         branch: the arm that is recorded.
         domains: names of the domains that `step` labels rows with.
         tasks: what `evaluations` will hold.
         probe: fixed tokens whose routing is recorded at every checkpoint.
-        resume_at: go on from the checkpoint of this step; what the branch holds after it is set aside, not lost.
+        resume_at: go on from the checkpoint of this step; what the branch holds after it is set
+            aside, not lost.
         coactivation_every: steps between two readings of which experts are chosen together.
         about: further entries of run.json, where the run is begun here.
 
@@ -124,8 +125,8 @@ class Recorder:
         asked, held = ((x.layers, x.experts, x.k, x.domains) for x in (layout, there))
         if asked != held:
             raise UsageError(
-                f"the store of {self.folder.path} was made for (layers, experts, k, domains) = {held}; "
-                f"this model and these domains are {asked}: record into another folder."
+                f"the store of {self.folder.path} was made for (layers, experts, k, domains) = "
+                f"{held}; this model and these domains are {asked}: record into another folder."
             )
         return store
 
@@ -147,9 +148,7 @@ class Recorder:
         accumulators = [t[place] for t in self._accumulators.tensors()]
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            route_stats(
-                *site.read(output), self._labels, self._keep, self._switches, *accumulators
-            )
+            route_stats(*site.read(output), self._labels, self._keep, self._switches, *accumulators)
 
         return hook
 
@@ -169,7 +168,8 @@ class Recorder:
         Args:
             step: its number, above the last one's.
             tokens: training tokens of the step; the first step is checked against it.
-            domains: (rows,) or (rows, pos), int64: each token's domain, as an index into the recorder's `domains`.
+            domains: (rows,) or (rows, pos), int64: each token's domain, as an index into the
+                recorder's `domains`.
             keep: like `domains`, bool: False for padding.
 
         Raises:
@@ -190,8 +190,8 @@ class Recorder:
             raise UsageError("this recorder is closed: make another with resume_at.")
         if step <= self._last_step:
             raise UsageError(
-                f"step {step} after step {self._last_step}: steps must grow; to go back, make a recorder "
-                f"with resume_at."
+                f"step {step} after step {self._last_step}: steps must grow; to go back, make a "
+                f"recorder with resume_at."
             )
         self._labels = self._labels[:0] if domains is None else domains.to(self._device)
         self._keep = self._keep[:0] if keep is None else keep.to(self._device)
@@ -224,9 +224,10 @@ class Recorder:
         for site, found in zip(self.sites, counts_LDE.sum((1, 2)), strict=True):
             if found != tokens * self.k:
                 raise CaptureError(
-                    f"router {site.name}: counted {found} assignments in the first step, expected tokens x k = "
-                    f"{tokens} x {self.k} = {tokens * self.k}. Either tokens={tokens} is not what the model saw "
-                    f"(padding? another rank's share?), or the recorder was made after the first compiled forward."
+                    f"router {site.name}: counted {found} assignments in the first step, "
+                    f"expected tokens x k = {tokens} x {self.k} = {tokens * self.k}. Either "
+                    f"tokens={tokens} is not what the model saw (padding? another rank's share?), "
+                    f"or the recorder was made after the first compiled forward."
                 )
 
     def log(self, **values: float) -> None:
@@ -257,8 +258,8 @@ class Recorder:
         self._writer.put(Rows(group, labels | {n: v[None] for n, v in values.items()}))
 
     def checkpoint(self, path: str | Path, *, step: int | None = None, **about: Any) -> None:
-        """Says that weights were saved at `path`: reads the probe set, makes all so far durable, tags it, and
-        enters the checkpoint into the run's index.
+        """Says that weights were saved at `path`: reads the probe set, makes all so far durable,
+        tags it, and enters the checkpoint into the run's index.
 
         Args:
             path: where the weights are.
@@ -285,7 +286,9 @@ class Recorder:
         return self._writer.dropped
 
     def close(self) -> None:
-        """Writes what waits and frees the branch; says so if anything was dropped. Closing twice is fine."""
+        """Writes what waits and frees the branch; says so if anything was dropped. Closing twice is
+        fine.
+        """
         if self._closed:
             return
         self._closed = True

@@ -1,12 +1,13 @@
 """`route_stats`: the one op that reads a router, and adds what it saw to accumulators.
 
-Needs   router logits (token, expert), chosen ids and gates (token, k), and optionally each token's domain and whether it
-        counts.
+Needs   router logits (token, expert), chosen ids and gates (token, k), and optionally each token's
+        domain and whether it counts.
 Yields  nothing: counts, masses and sums grow in place.
 
-It is one opaque `torch.library` op, so that a compiler neither splits its graph there nor looks inside. Two decisions
-are therefore taken anew at every call, inside its body: whether this forward is a recomputation for activation
-checkpointing (then it adds nothing, or every count would double), and what the switches say.
+It is one opaque `torch.library` op, so that a compiler neither splits its graph there nor looks
+inside. Two decisions are therefore taken anew at every call, inside its body: whether this forward
+is a recomputation for activation checkpointing (then it adds nothing, or every count would double),
+and what the switches say.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def route_stats(
         logits_TE: router logits, any float dtype; the statistics are computed in float32.
         ids_TK: chosen experts, integers in [0, E).
         gates_TK: their weights.
-        domains: (T,), or (rows,) where T is a multiple of rows and each row's tokens lie together; empty: domain 0.
+        domains: (T,), or (rows,) where T is a multiple of rows and each row's tokens lie together;
+            empty: domain 0.
         keep: like `domains`, bool: tokens that count (padding does not); empty: all.
         switches: (2,) int64 on the host: ACTIVE, COACTIVATION.
         counts_DE: int64, assignments by domain and expert.

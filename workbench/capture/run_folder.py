@@ -3,9 +3,10 @@
 Needs   a path.
 Yields  paths of its parts; `run.json`, written whole or not at all.
 
-    run.json        name, when, with which software, configuration, phases, arms, what capture dropped
-    tokenizer.json  the run's tokenizer
-    store/          the record          checkpoints/<branch>/step-.../   the weights          index/   their records
+    run.json        name, when, with which software, configuration, phases, arms, what capture
+    dropped tokenizer.json  the run's tokenizer
+    store/          the record          checkpoints/<branch>/step-.../   the weights          index/
+      their records
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Needs   a store and a branch.
 Yields  BackgroundWriter: `put` never waits; `flush` waits until all is durable.
 
-Training must not stop because of capture: when the queue is full a sample is dropped and counted; when the disk fails,
-the first error is kept and told (a warning at once, again at the end), and everything later is counted as dropped.
+Training must not stop because of capture: when the queue is full a sample is dropped and counted;
+when the disk fails, the first error is kept and told (a warning at once, again at the end), and
+everything later is counted as dropped.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class BackgroundWriter:
         return self._writer.last(group)
 
     def put(self, rows: Rows) -> None:
-        """Hands rows over; drops them, and counts that, where the queue is full or the disk has failed."""
+        """Hands rows over; drops them, and counts that, where the queue is full or the disk has
+        failed.
+        """
         try:
             if self.error is not None:
                 raise queue.Full
@@ -80,7 +83,9 @@ class BackgroundWriter:
             self.dropped += 1
 
     def flush(self, tag: int | None = None) -> bool:
-        """Waits until everything handed over is durable, and tagged; False where writing has failed."""
+        """Waits until everything handed over is durable, and tagged; False where writing has
+        failed.
+        """
         if self.error is None and self._thread.is_alive():
             request = Flush(tag)
             self._queue.put(request)

@@ -28,7 +28,7 @@ from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.template import DEAD, INK, MUTED, RATIO
 from workbench.figures.wording import listed, many, number, plain
 
-MOST_CELLS = 150_000
+MOST_CELLS = 80_000
 """Cells that a page draws without effort; beyond them the bins get wider."""
 
 _PANEL_PX = {1: 150, 2: 120, 3: 104, 4: 96}
@@ -207,34 +207,29 @@ def _heat(shown: xr.DataArray, clock: Clock, short: Binned) -> list[go.Heatmap]:
     values = shown.values.astype("float32")
     octaves = np.log2(np.where(values > 0, values, np.nan))
     told = [values]
-    hover = f"layer {int(shown['layer'])}, expert %{{y}}<br>step %{{x:,.0f}}"
-    if clock.name != "step":
-        hover = f"layer {int(shown['layer'])}, expert %{{y}}<br>{clock.title} %{{x}}"
+    where = f"layer {int(shown['layer'])}, expert %{{y}}<br>"
+    where += "step %{x:,.0f}" if clock.name == "step" else f"{clock.title} %{{x}}"
+    hover = where
     if clock.tokens is not None:
         told.append(np.broadcast_to(clock.tokens.astype("float32"), values.shape))
         hover += "<br>%{customdata[1]:.3s} tokens seen"
     hover += "<br>%{customdata[0]:.2f} × fair share"
     if len(short.n) and short.n.max() > 1:
         hover += f"<br>n = {int(short.n.max())} steps, mean"
-    common = {"x": clock.x, "y": shown["expert"].values, "customdata": np.stack(told, axis=-1)}
     live = go.Heatmap(
-        **common,
-        z=octaves.astype("float32"),
-        coloraxis="coloraxis",
-        hovertemplate=hover + "<extra></extra>",
-        hoverongaps=False,
-    )
+        x=clock.x, y=shown["expert"].values, z=octaves.astype("float32"),
+        customdata=np.stack(told, axis=-1), coloraxis="coloraxis", hoverongaps=False,
+        hovertemplate=f"{hover}<extra></extra>",
+    )  # fmt: skip
     dead = values == 0
     if not dead.any():
         return [live]
     mask = go.Heatmap(
-        **common,
-        z=np.where(dead, 1.0, np.nan).astype("float32"),
-        showscale=False,
-        colorscale=[[0, DEAD], [1, DEAD]],
-        hoverongaps=False,
-        hovertemplate=hover + "<br>dead: no token at all<extra></extra>",
-    )
+        x=clock.x, y=shown["expert"].values,
+        z=np.where(dead, 1.0, np.nan).astype("float32"), showscale=False,
+        colorscale=[[0, DEAD], [1, DEAD]], hoverongaps=False,
+        hovertemplate=f"{where}<br>dead: no token at all<extra></extra>",
+    )  # fmt: skip
     return [live, mask]
 
 

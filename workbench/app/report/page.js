@@ -14,7 +14,9 @@ for (const button of document.querySelectorAll("button.copy")) {
     setTimeout(() => { button.textContent = label; }, 2500);
   });
 }
-// On paper nothing can be unfolded: tables are printed, except where they are long.
-addEventListener("beforeprint", () => {
-  for (const place of document.querySelectorAll(".plot")) Plotly.Plots.resize(place);
-});
+// A drawn figure does not shrink by itself: on paper it is drawn again, as wide as A4 and Letter.
+const redraw = (size) => {
+  for (const place of document.querySelectorAll(".plot")) Plotly.relayout(place, size);
+};
+addEventListener("beforeprint", () => redraw({ width: 680, autosize: false }));
+addEventListener("afterprint", () => redraw({ width: null, autosize: true }));

@@ -1,8 +1,8 @@
 """RouterSite: one router of a model, and how to read it.
 
 Needs   a model.
-Yields  `find_routers`, the routers of a model in order of depth, each with a function from its forward's inputs and
-        output to logits, ids and gates.
+Yields  `find_routers`, the routers of a model in order of depth, each with a function from its
+        forward's inputs and output to logits, ids and gates.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     """The routers of a model, in the order of its modules.
 
     Raises:
-        CaptureError: it has none that is known, or they differ in experts or k, which one array cannot hold.
+        CaptureError: it has none that is known, or they differ in experts or k, which one array
+            cannot hold.
     """
     from model.router import Router
 
@@ -52,13 +53,14 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     ]
     if not sites:
         raise CaptureError(
-            f"found no router in {type(model).__name__}; expected modules of type model.router.Router: "
-            f"pass the model itself, not a wrapper that hides it."
+            f"found no router in {type(model).__name__}; expected modules of type "
+            f"model.router.Router: pass the model itself, not a wrapper that hides it."
         )
     shapes = {(s.num_experts, s.experts_per_token) for s in sites}
     if len(shapes) > 1:
         raise CaptureError(
-            f"routers differ in (experts, k): {sorted(shapes)}; one record holds layers of one shape."
+            f"routers differ in (experts, k): {sorted(shapes)}; one record holds layers of "
+            f"one shape."
         )
     return sites
 

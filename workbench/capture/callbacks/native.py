@@ -28,7 +28,8 @@ class RecordTraining(Callback):
     Args:
         run: the run's folder.
         branch: the arm.
-        resume: whether the branch is gone on with (from the step at which the training stands) or begun.
+        resume: whether the branch is gone on with (from the step at which the training stands) or
+            begun.
     """
 
     def __init__(self, run: Path, branch: str, *, resume: bool) -> None:
