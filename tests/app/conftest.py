@@ -46,7 +46,7 @@ class Planted:
             k=K,
             domains=self.domains,
             tasks=tuple(Task(task, 0.1, 60) for task in self.tasks),
-            tokens=ProbeTokens(tuple(map(int, probe.token_id)), tuple(map(str, probe.domain))),
+            tokens=ProbeTokens(tuple(map(int, probe.token_id)), tuple(map(str, probe.domain.values))),
         )
         self.store = RunStore.create(folder / "store", layout)
 
@@ -83,7 +83,7 @@ class Planted:
                     rows = ds.sel({dim: slice(first, begin + EVERY)})
                     values = {str(n): v.values for n, v in rows.data_vars.items()}
                     if dim == "checkpoint":
-                        values["tokens_seen"] = rows["tokens_seen"].values
+                        values["tokens_seen"] = rows[dim].values * TOKENS
                     writer.append(group, {dim: rows[dim].values, **values})
                 writer.commit(f"step {begin + EVERY}")
                 writer.tag_checkpoint(begin + EVERY)
