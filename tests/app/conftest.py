@@ -46,7 +46,9 @@ class Planted:
             k=K,
             domains=self.domains,
             tasks=tuple(Task(task, 0.1, 60) for task in self.tasks),
-            tokens=ProbeTokens(tuple(map(int, probe.token_id)), tuple(map(str, probe.domain.values))),
+            tokens=ProbeTokens(
+                tuple(map(int, probe.token_id)), tuple(map(str, probe.domain.values))
+            ),
         )
         self.store = RunStore.create(folder / "store", layout)
 
