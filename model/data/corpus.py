@@ -22,7 +22,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ class RealText:
         return hasher.hexdigest()[:16]
 
 
+@cache
 def collect_standard_library(max_bytes: int = 4_000_000) -> RealText:
     """Source and docstrings of the standard library's top-level modules, at most `max_bytes` of
     source.

@@ -34,10 +34,10 @@ class TrainingPlan:
     clip_norm: float = 1.0
     """Gradients are scaled down to at most this Euclidean norm."""
 
-    checkpoint_every: int = 64
+    checkpoint_every: int = 56
     """Steps between two checkpoints before the final phase."""
 
-    checkpoint_every_final: int = 32
+    checkpoint_every_final: int = 28
     """Steps between two checkpoints in the final phase, where things are looked at closely."""
 
     items_per_task: int = 64
@@ -123,7 +123,7 @@ class TrainingPlan:
 
 
 PLANS: dict[str, TrainingPlan] = {
-    "nano": TrainingPlan(model=NANO, schedule=Schedule(steps=1600, lr=3e-3)),
+    "nano": TrainingPlan(model=NANO, schedule=Schedule(steps=1400, lr=3e-3)),
 }
 
 

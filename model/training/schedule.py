@@ -19,8 +19,8 @@ from model.data.mixture import full_weights
 from model.errors import ConfigError, DataError
 
 MAIN_MIXTURE: Mapping[str, float] = {
-    "knowledge": 0.12, "reading/repeat": 0.12, "reading/binding": 0.11, "reading/update": 0.11,
-    "logic": 0.20, "code/arithmetic": 0.02, "code/index": 0.005, "code/variable": 0.015,
+    "knowledge": 0.12, "reading/repeat": 0.07, "reading/binding": 0.12, "reading/update": 0.12,
+    "logic": 0.23, "code/arithmetic": 0.02, "code/index": 0.005, "code/variable": 0.015,
     "code_text": 0.16, "prose": 0.14,
 }  # fmt: skip
 """What the main line trains on: everything, the tasks of the code family rarely."""
@@ -36,7 +36,7 @@ ARMS: dict[str, Mapping[str, float]] = {
         "prose": 0.04,
     },
 }  # fmt: skip
-"""Mixtures of the final phase, by the arm that tries them: carry on, curated data, tune for code."""
+"""Mixtures of the final phase, by arm: carry on, curated data, tune for code."""
 
 
 def arm_mixture(name: str) -> Mapping[str, float]:

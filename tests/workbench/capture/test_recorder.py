@@ -1,0 +1,234 @@
+"""The recorder: exact, silent, and never in training's way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import workbench as wb
+from model.config import NANO
+from model.lm import MoELM
+from model.training.checkpoint import checkpoint_path
+from model.training.loop import Training
+from model.training.optim import make_optimizer
+from workbench.capture.probe_set import ProbeSet
+from workbench.capture.recorder import Recorder
+from workbench.errors import CaptureError, RunExists, StoreBusy, UsageError
+
+TINY_MODEL = replace(
+    NANO, d_model=32, n_layers=2, n_heads=4, n_key_value_heads=2, d_mlp=16, num_experts=8,
+    experts_per_token=2, n_ctx=32,
+)  # fmt: skip
+ROWS, LENGTH = 4, 16
+TOKENS = ROWS * LENGTH
+
+
+def batches(number, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(0, TINY_MODEL.d_vocab, (ROWS, LENGTH + 1), generator=g) for _ in range(number)
+    ]
+
+
+def update(lm, optimizer, *micro):
+    total = 0.0
+    for tokens in micro:
+        losses = lm(tokens[:, :-1], tokens[:, 1:], return_type="losses")
+        (losses.total / len(micro)).backward()
+        total += losses.next_token.item()
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def trained(path, steps=5, micro=1, record=True):
+    """Losses and final weights of a few steps, recorded or not."""
+    lm = MoELM(TINY_MODEL, seed=0)
+    optimizer = make_optimizer(lm, lr=1e-2, weight_decay=0.1)
+    recorder = Recorder(lm, path) if record else None
+    losses = []
+    for step in range(1, steps + 1):
+        data = batches(micro, seed=step)
+        if recorder is None:
+            losses.append(update(lm, optimizer, *data))
+        else:
+            with recorder.step(step, tokens=micro * TOKENS):
+                losses.append(update(lm, optimizer, *data))
+    if recorder is not None:
+        recorder.close()
+    return losses, lm
+
+
+def test_the_loss_is_bit_identical_with_and_without_capture(tmp_path):
+    with_capture, a = trained(tmp_path / "run")
+    without, b = trained(tmp_path, record=False)
+    assert with_capture == without
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_assignments_are_tokens_times_k_in_every_layer_and_step(tmp_path, micro):
+    trained(tmp_path / "run", micro=micro)
+    router = wb.open_run(tmp_path / "run").router
+    per_layer = router.assignments.sum("expert")
+    assert (per_layer == micro * TOKENS * TINY_MODEL.experts_per_token).all()
+    assert (router.tokens == micro * TOKENS).all()
+    np.testing.assert_allclose(router.gate_mass.sum("expert"), micro * TOKENS, rtol=1e-5)
+    np.testing.assert_allclose(router.prob_mass.sum("expert"), micro * TOKENS, rtol=1e-5)
+
+
+def test_the_record_says_what_the_model_does(tmp_path):
+    """Counts of one step against the routing that TransformerLens' cache shows."""
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    _, cache = lm.run_with_cache(tokens[:, :-1])
+    with Recorder(lm, tmp_path / "run") as recorder, recorder.step(1, tokens=TOKENS):
+        lm(tokens[:, :-1])
+    router = wb.open_run(tmp_path / "run").router
+    for layer in range(TINY_MODEL.n_layers):
+        ids = cache[f"blocks.{layer}.mlp.router.hook_expert_indices"]
+        expected = torch.bincount(ids.flatten(), minlength=TINY_MODEL.num_experts)
+        assert router.assignments.sel(step=1, layer=layer).values.tolist() == expected.tolist()
+
+
+def test_forwards_outside_a_step_do_not_leak_in(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    with Recorder(lm, tmp_path / "run") as recorder:
+        for step in (1, 2):
+            lm(tokens[:, :-1])
+            with recorder.step(step, tokens=TOKENS):
+                lm(tokens[:, :-1])
+            lm.eval()(tokens[:2, :-1])
+    router = wb.open_run(tmp_path / "run").router
+    assert (router.assignments.sum("expert") == TOKENS * TINY_MODEL.experts_per_token).all()
+
+
+def test_a_step_that_fails_leaves_no_sample(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    with Recorder(lm, tmp_path / "run") as recorder:
+        with recorder.step(1, tokens=TOKENS):
+            lm(tokens[:, :-1])
+        with pytest.raises(ZeroDivisionError), recorder.step(2, tokens=TOKENS):
+            lm(tokens[:, :-1])
+            raise ZeroDivisionError
+        with recorder.step(2, tokens=TOKENS):
+            lm(tokens[:, :-1])
+    router = wb.open_run(tmp_path / "run").router
+    assert router.step.values.tolist() == [1, 2]
+    assert (router.assignments.sum("expert") == TOKENS * TINY_MODEL.experts_per_token).all()
+
+
+def test_a_wrong_number_of_tokens_is_refused_in_the_first_step(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    recorder = Recorder(lm, tmp_path / "run")
+    step = recorder.step(1, tokens=TOKENS - 1)
+    step.__enter__()
+    lm(tokens[:, :-1])
+    with pytest.raises(CaptureError, match=r"blocks\.0\.mlp\.router.*counted 128.*expected"):
+        step.__exit__(None, None, None)
+    recorder.close()
+
+
+def test_domains_and_padding_are_told_apart(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    keep = torch.ones(ROWS, LENGTH, dtype=torch.bool)
+    keep[:, -4:] = False
+    with (
+        Recorder(lm, tmp_path / "run", domains=("a", "b")) as recorder,
+        recorder.step(1, tokens=int(keep.sum()), domains=torch.tensor([0, 1, 1, 1]), keep=keep),
+    ):
+        lm(tokens[:, :-1])
+    counts = wb.open_run(tmp_path / "run").router.domain_assignments.sel(step=1)
+    k = TINY_MODEL.experts_per_token
+    assert (counts.sum("expert").sel(domain="a") == 12 * k).all()
+    assert (counts.sum("expert").sel(domain="b") == 36 * k).all()
+
+
+def test_a_model_without_routers_is_refused_and_nothing_is_made(tmp_path):
+    with pytest.raises(CaptureError, match="found no router in Linear"):
+        Recorder(nn.Linear(2, 2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_exists_is_not_written_over(tmp_path):
+    trained(tmp_path / "run", steps=3)
+    with pytest.raises(RunExists, match="has steps up to 3 on branch 'main'"):
+        Recorder(MoELM(TINY_MODEL), tmp_path / "run")
+    assert wb.open_run(tmp_path / "run").router.sizes["step"] == 3
+
+
+def test_a_second_recorder_on_the_branch_is_refused(tmp_path):
+    with Recorder(MoELM(TINY_MODEL), tmp_path / "run"), pytest.raises(StoreBusy):
+        Recorder(MoELM(TINY_MODEL), tmp_path / "run")
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_steps_must_grow(tmp_path, step):
+    lm = MoELM(TINY_MODEL)
+    with Recorder(lm, tmp_path / "run") as recorder:
+        with recorder.step(1, tokens=TOKENS):
+            lm(batches(1)[0][:, :-1])
+        with pytest.raises(UsageError, match="steps must grow"), recorder.step(step, tokens=TOKENS):
+            pass
+
+
+def test_training_goes_on_when_the_disk_fails_and_says_so(tmp_path, monkeypatch):
+    lm = MoELM(TINY_MODEL)
+    recorder = Recorder(lm, tmp_path / "run")
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recorder._writer._writer, "append", fails)
+
+    def train():
+        for step in range(1, 4):
+            with recorder.step(step, tokens=TOKENS):
+                lm(batches(1)[0][:, :-1])
+        recorder._writer.flush()
+
+    with pytest.warns(RuntimeWarning, match="capture has stopped, training goes on.*No space"):
+        train()
+    with pytest.warns(RuntimeWarning, match="capture dropped 6 samples"):
+        recorder.close()
+    assert wb.open_run(tmp_path / "run").attrs["capture"]["main"]["dropped"] == 6
+
+
+def test_a_closed_recorder_leaves_the_model_as_it_was(tmp_path):
+    lm = MoELM(TINY_MODEL)
+    Recorder(lm, tmp_path / "run").close()
+    assert not any(m._forward_hooks for m in lm.modules())
+    assert set(lm.state_dict()) == set(MoELM(TINY_MODEL).state_dict())
+
+
+def test_the_probe_set_shows_how_each_checkpoint_routes_it(tmp_path, tiny_plan):
+    lm = MoELM(TINY_MODEL, seed=0)
+    probe = ProbeSet(batches(1, seed=9)[0][:, :-1].numpy(), ("a", "a", "b", "b"))
+    training = Training(tiny_plan, tmp_path / "weights", device="cpu")
+    training.model = lm
+    path = training.save()
+    with Recorder(lm, tmp_path / "run", probe=probe) as recorder:
+        recorder.checkpoint(path, step=0)
+    run = wb.open_run(tmp_path / "run")
+    shown = run.activations.isel(checkpoint=0)
+    _, cache = lm.eval().run_with_cache(torch.from_numpy(probe.tokens))
+    for layer in range(TINY_MODEL.n_layers):
+        probs = cache[f"blocks.{layer}.mlp.router.hook_probs"].flatten(0, 1)
+        ids = cache[f"blocks.{layer}.mlp.router.hook_expert_indices"].flatten(0, 1)
+        np.testing.assert_allclose(shown.router_probs.sel(layer=layer), probs, atol=1e-6)
+        assert (shown.expert_ids.sel(layer=layer).values == ids.numpy()).all()
+    assert run.checkpoints[0].record.uri == str(checkpoint_path(tmp_path / "weights", 0))
+
+
+def test_unknown_values_are_not_logged(tmp_path):
+    recorder = Recorder(MoELM(TINY_MODEL), tmp_path / "run")
+    with recorder, pytest.raises(UsageError, match="loss, lr, grad_norm"):
+        recorder.log(accuracy=1.0)
