@@ -132,11 +132,12 @@ def test_onsets_are_told_with_interval_and_verdict(study):
         if isinstance(block, Numbers) and block.title == "When each capability came"
     )
     found = {(row[0], row[1]): row[2:] for row in table.rows}
-    step, interval, verdict, _ = found["knowledge/capitals", "continue"]
+    step, interval, verdict, _ = found["knowledge/capitals", "all"]
     low, high = map(int, interval.split(" to "))
     assert low <= 35 <= high
     assert verdict == "jump"
-    assert found["logic/chain", "curriculum"][0] == "not reached"
+    assert found["logic/chain", "all"][0] == "not reached"
+    assert found["code/add", "curriculum"][2] == "jump"
     assert int(step) == pytest.approx(35, abs=5)
 
 

@@ -202,8 +202,18 @@ def arms_sentence(last: xr.Dataset, a: str, b: str) -> str:
     value, low, high = (float(one["accuracy" + end]) for end in ("", "_low", "_high"))
     return (
         f"{head} The greatest is {signed(value)} [{signed(low)}, {signed(high)}] in accuracy on "
-        f"{plain(top)}."
+        f"{plain(top)}.{_continuous_side(last)}"
     )
+
+
+def _continuous_side(last: xr.Dataset) -> str:
+    """What the log-probability says, which can tell arms apart where accuracy cannot."""
+    if not all(f"logprob{end}" in last for end in ("", "_low", "_high")):
+        return ""
+    tasks = [str(t) for t in last["task"].values]
+    real = [t for t in tasks if _real(last.sel(task=t), "logprob")]
+    up = [t for t in real if float(last["logprob"].sel(task=t)) > 0]
+    return f" By log-probability it is better on {len(up)}, worse on {len(real) - len(up)}."
 
 
 def _notes(last: xr.Dataset) -> tuple[str, ...]:
@@ -237,5 +247,6 @@ def arms_table(last: xr.Dataset) -> Table:
             (family_of(row.task), row.task, *cells, int(one["n"]) if "n" in one else None,
              "yes" if _real(one, "accuracy") else "no")
         )  # fmt: skip
-    columns = [c for n in names for c in (n, "low", "high")]
+    heads = {"accuracy": "accuracy", "logprob": "log-probability (nats)"}
+    columns = [c for n in names for c in (heads[n], "low", "high")]
     return Table(("family", "task", *columns, "items", "accuracy stands out"), tuple(rows))

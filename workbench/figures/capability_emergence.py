@@ -14,15 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
 from workbench.errors import SchemaError
-from workbench.figures.caption import Caption, Table, provenance_of
+from workbench.figures.caption import Caption, provenance_of
 from workbench.figures.clock import Clock, ClockName, clock_of
+from workbench.figures.emergence_caption import (
+    Onset,
+    Onsets,
+    emergence_notes,
+    emergence_sentence,
+    emergence_table,
+    floor_of,
+    tasks_of,
+)
 from workbench.figures.figure import Figure, finish
 from workbench.figures.lines import Line, band_of, draw_line, hover_texts
 from workbench.figures.marks import Mark, draw_marks
@@ -30,33 +39,12 @@ from workbench.figures.panels import LEGEND_PX, axis_names
 from workbench.figures.strands import SHARED, Strand, arms_of, strands
 from workbench.figures.tasks import by_family, family_of, short_name
 from workbench.figures.template import INK, MUTED, TRUNK, arm_colors
-from workbench.figures.wording import label, listed, many, number, per_arm, plain
+from workbench.figures.wording import label, many, plain
 
 ACROSS = 4
 """Tasks side by side at most; a family with more goes on in the next row."""
 
 _ACCURACY_PX, _LOGPROB_PX, _INNER_PX, _OUTER_PX = 112, 58, 8, 58
-
-
-class Onset(Protocol):
-    """What the figure reads of a `probes.Onset`."""
-
-    @property
-    def step(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def level(self) -> float: ...
-    @property
-    def reached(self) -> bool: ...
-    @property
-    def verdict(self) -> Any: ...
-
-
-Onsets = Mapping[str, Mapping[str, Onset]]
-"""arm name -> task name -> onset."""
 
 
 def emergence(
@@ -89,8 +77,7 @@ def emergence(
         '1 task. At the last checkpoint the model is half-way from chance to perfect on 1.'
     """
     arms = {name: _checked(ds) for name, ds in arms_of(skills).items()}
-    tasks = list(dict.fromkeys(str(t) for ds in arms.values() for t in ds["task"].values))
-    grid = Grid.of(tasks)
+    grid = Grid.of(tasks_of(arms))
     fig = grid.figure()
     colors = {**arm_colors(arms), **(colors or {})}
     parts = strands(arms, ["accuracy", "logprob"], colors)
@@ -107,7 +94,7 @@ def emergence(
         name="emergence",
         title="Capabilities through training: accuracy, and the log-probability behind it",
         sentence=emergence_sentence(arms, onsets or {}),
-        notes=_notes(arms, bool(onsets)),
+        notes=emergence_notes(arms),
         table=emergence_table(arms, onsets or {}),
         code=code,
         provenance=provenance_of(*arms.values()),
@@ -228,7 +215,7 @@ def _draw_task(
     fig.add_hline(y=chance, row=place.row, col=place.col, line=dotted)
     if chance > 0:
         fig.add_hline(y=math.log(chance), row=place.row + 1, col=place.col, line=dotted)
-    lowest = min(_lowest(part.values, place.task) for part in parts)
+    lowest = min(floor_of(ds, place.task) for ds in arms.values())
     fig.update_yaxes(
         range=[1.08 * min(lowest, math.log(chance) if chance > 0 else -1.0), 0.15],
         row=place.row + 1, col=place.col,
@@ -238,15 +225,6 @@ def _draw_task(
         clock = clock_of(next(iter(arms.values())) if arm == SHARED else arms[arm], x)
         _draw_onset(fig, place, arm, found, chance, color, clock)
     _dress(fig, place)
-
-
-def _lowest(values: xr.Dataset, task: str) -> float:
-    """The lowest log-probability drawn for a task; 0 where none is."""
-    names = [n for n in ("logprob", "logprob_low") if n in values]
-    if task not in values["task"] or not names:
-        return 0.0
-    found = [float(values[n].sel(task=task).min()) for n in names]
-    return min([v for v in found if math.isfinite(v)], default=0.0)
 
 
 def _line(one: xr.Dataset, name: str, unit: str, place: Place, part: Strand, clock: Clock) -> Line:
@@ -351,76 +329,3 @@ def _legend(above: int, height: int) -> dict[str, Any]:
         "orientation": "h", "x": 1, "xanchor": "right", "y": 1 + above / height,
         "yanchor": "bottom",
     }  # fmt: skip
-
-
-def emergence_sentence(arms: Mapping[str, xr.Dataset], onsets: Onsets) -> str:
-    """On how many tasks each arm got half-way to perfect, and which came in one arm only."""
-    tasks = list(dict.fromkeys(str(t) for ds in arms.values() for t in ds["task"].values))
-    able = {arm: _able(ds, onsets.get(arm)) for arm, ds in arms.items()}
-    counts = per_arm({arm: str(len(names)) for arm, names in able.items()})
-    if onsets:
-        onset = "Half-way from chance to perfect, to stay, is reached on"
-        said = [f"{many(len(tasks), 'task')}. {onset} {counts}."]
-    else:
-        end = "At the last checkpoint the model is half-way from chance to perfect on"
-        said = [f"{many(len(tasks), 'task')}. {end} {counts}."]
-    for arm, names in able.items():
-        others = set().union(*(n for a, n in able.items() if a != arm))
-        only = [t for t in tasks if t in names and t not in others]
-        if len(able) > 1 and only:
-            said.append(f"Only under {plain(arm)}: {listed(only)}.")
-    return " ".join(said)
-
-
-def _able(ds: xr.Dataset, onsets: Mapping[str, Onset] | None) -> set[str]:
-    if onsets is not None:
-        return {task for task, found in onsets.items() if found.reached}
-    last = ds["accuracy"].isel(checkpoint=-1)
-    good = (last - ds["chance"]) / (1 - ds["chance"]) >= 0.5
-    return {str(t) for t in ds["task"].values[good.values]}
-
-
-def emergence_table(arms: Mapping[str, xr.Dataset], onsets: Onsets) -> Table:
-    """A row a task and arm: accuracy and log-probability at the last checkpoint, onset, verdict."""
-    rows: list[tuple[Any, ...]] = []
-    tasks = list(dict.fromkeys(str(t) for ds in arms.values() for t in ds["task"].values))
-    for task in [t for names in by_family(tasks).values() for t in names]:
-        for arm, ds in arms.items():
-            if task not in ds["task"]:
-                continue
-            last = ds.sel(task=task).isel(checkpoint=-1)
-            found = onsets.get(arm, {}).get(task)
-            rows.append(
-                (task, arm, *_cells(last, "accuracy"), *_cells(last, "logprob"),
-                 float(last["chance"]), *_onset_cells(found))
-            )  # fmt: skip
-    return Table(
-        ("task", "arm", "final accuracy", "low", "high", "final log-prob. (nats)", "low", "high",
-         "chance", "onset (step)", "from", "to", "verdict"),
-        tuple(rows),
-    )  # fmt: skip
-
-
-def _cells(last: xr.Dataset, name: str) -> tuple[float | None, ...]:
-    return tuple(
-        float(last[n]) if n in last else None for n in (name, f"{name}_low", f"{name}_high")
-    )
-
-
-def _onset_cells(found: Onset | None) -> tuple[Any, ...]:
-    if found is None:
-        return (None, None, None, None)
-    if not found.reached:
-        return ("not reached", round(found.low), None, str(found.verdict))
-    high = "open" if math.isinf(found.high) else round(found.high)
-    return (round(found.step), round(found.low), high, str(found.verdict))
-
-
-def _notes(arms: Mapping[str, xr.Dataset], onsets: bool) -> tuple[str, ...]:
-    sizes = sorted({int(ds["n"].max()) for ds in arms.values() if "n" in ds})
-    checkpoints = max(ds.sizes["checkpoint"] for ds in arms.values())
-    items = f", {number(sizes[0])} items a task" if len(sizes) == 1 else ""
-    notes = [
-        f"Bands: 95 % over items{items}; {many(checkpoints, 'checkpoint')}; one training seed."
-    ]
-    return tuple(notes)

@@ -83,7 +83,8 @@ def balance(
     arms = {name: ds[[m.name for m in measures]] for name, ds in arms.items()}
     layers = max(ds.sizes["layer"] for ds in arms.values())
     by_layer = len(arms) == 1 and layers <= MOST_LINES
-    stack = Stack(heights=[132] * len(measures), gap=36)
+    flat = [m.name == "dead_experts" and _highest(arms, m.name, by_layer) == 0 for m in measures]
+    stack = Stack(heights=[48 if still else 132 for still in flat], gap=36)
     fig = stack.figure([_panel_title(m, arms) for m in measures])
     draw = _draw_layers if by_layer else _draw_arms
     notes = draw(fig, arms, measures, x, colors)

@@ -120,15 +120,19 @@ def table_html(caption: Caption) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """A table's cell as text: a dash where there is no value, three digits of a float.
+    """A table's cell as text: a dash where there is no value, three decimals of a small float.
 
     Example:
-        >>> cell_text(None), cell_text(0.123456), cell_text(3), cell_text("logic/chain")
-        ('–', '0.123', '3', 'logic/chain')
+        >>> cell_text(None), cell_text(-0.00004), cell_text(0.5), cell_text(1.0), cell_text("x")
+        ('–', '−0.000', '0.500', '1', 'x')
     """
     if value is None or value != value:
         return "–"
-    return number(value, 3) if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if value.is_integer() or abs(value) >= 10:
+        return number(value, 4)
+    return f"{value:.3f}".replace("-", "−")
 
 
 _STYLE = """

@@ -28,7 +28,7 @@ from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.template import DEAD, INK, MUTED, RATIO
 from workbench.figures.wording import listed, many, number, plain
 
-MOST_CELLS = 80_000
+MOST_CELLS = 60_000
 """Cells that a page draws without effort; beyond them the bins get wider."""
 
 _PANEL_PX = {1: 150, 2: 120, 3: 104, 4: 96}
@@ -96,7 +96,9 @@ def expert_load(
 def _title(load: xr.DataArray) -> str:
     arm = load.attrs.get("branch")
     under = f" under {plain(arm)}" if arm else ""
-    return f"Router load{under}: tokens per expert, as a multiple of the fair share"
+    first = int(load["step"][0]) if load.sizes["step"] else 0
+    since = f" from step {first:,}" if first > 1 else ""
+    return f"Router load{under}{since}: tokens per expert, as a multiple of the fair share"
 
 
 def _checked(load: xr.DataArray) -> xr.DataArray:

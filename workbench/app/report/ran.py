@@ -70,8 +70,11 @@ def _training(study: Study) -> str:
 
 
 def _phases(study: Study) -> str:
+    def step(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else plain(value)
+
     return "; ".join(
-        f"{plain(p.get('name'))}: steps {p.get('start')} to {p.get('stop')}"
+        f"{plain(p.get('name'))}: steps {step(p.get('start'))} to {step(p.get('stop'))}"
         for p in study.run.phases
     )
 
@@ -147,7 +150,7 @@ def mix_table(study: Study) -> Table | None:
     stretches = [str(s) for s in mixes["stretch"].values]
     rows = []
     for domain in mixes["domain"].values:
-        shares = [round(100 * float(v), 1) for v in mixes.sel(domain=domain).values]
+        shares = [f"{100 * float(v):.1f}" for v in mixes.sel(domain=domain).values]
         rows.append((str(domain), *shares))
     heads = ["before the final stretch" if s == "before" else f"final, {s}" for s in stretches]
     return Table(("domain", *heads), tuple(rows))

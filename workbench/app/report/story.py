@@ -191,21 +191,21 @@ def _picture(id: str, make: Callable[[], go.Figure], open: bool = False) -> Pict
 
 
 def onset_table(study: Study) -> Table:
-    """A row a task and arm: onset, interval, verdict and its reason."""
+    """A row a task and arm, or a task where the arms agree: onset, interval, verdict, reason."""
     rows: list[tuple[Any, ...]] = []
     tasks = list(dict.fromkeys(task for found in study.onsets.values() for task in found))
     for task in [t for names in by_family(tasks).values() for t in names]:
-        for arm, found in study.onsets.items():
-            if task in found:
-                rows.append((task, arm, *_told(found[task])))
-    return Table(
-        ("task", "arm", "onset (step)", "95 % interval", "verdict", "because"), tuple(rows)
-    )
+        told = {arm: _told(found[task]) for arm, found in study.onsets.items() if task in found}
+        if len(told) > 1 and len(set(told.values())) == 1:
+            told = {"all": next(iter(told.values()))}
+        rows += [(task, arm, *cells) for arm, cells in told.items()]
+    heads = ("task", "arm", "onset (step)", "95 % interval", "verdict", "because")
+    return Table(heads, tuple(rows))
 
 
 def _told(onset: Any) -> tuple[str, str, str, str]:
-    because = str(onset.evidence.get("reason", ""))
     if not onset.reached:
-        return "not reached", f"not before {onset.low:,.0f}", "–", because
+        return "not reached", f"not before {onset.low:,.0f}", "–", "–"
     high = "open" if onset.high == float("inf") else f"{onset.high:,.0f}"
+    because = str(onset.evidence.get("reason", ""))
     return f"{onset.step:,.0f}", f"{onset.low:,.0f} to {high}", str(onset.verdict), because
