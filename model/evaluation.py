@@ -64,9 +64,13 @@ def encode_items(items: Mapping[str, Sequence[Item]], tokenizer: Tokenizer) -> I
     Args:
         items: task to its items, the same number for each task.
     """
-    start_id, pad_id = tokenizer.token_to_id(DOCUMENT), tokenizer.token_to_id(PADDING)
+    start_id, pad_id = (tokenizer.encode(t).ids[0] for t in (DOCUMENT, PADDING))
     sequences: list[list[int]] = []
-    sequence_of, start, continuation, item_of, is_right = [], [], [], [], []
+    sequence_of: list[int] = []
+    start: list[int] = []
+    continuation: list[list[int]] = []
+    item_of: list[int] = []
+    is_right: list[bool] = []
     every = [item for task in items.values() for item in task]
     for number, item in enumerate(every):
         prompt = [start_id, *tokenizer.encode(item.prompt).ids]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is loaded: threads that spin while they wait starve each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from dataclasses import replace
 from pathlib import Path
 

