@@ -33,7 +33,7 @@ from workbench.figures.emergence_caption import (
     tasks_of,
 )
 from workbench.figures.figure import Figure, finish
-from workbench.figures.lines import Line, band_of, draw_line, hover_texts
+from workbench.figures.lines import Line, band_of, draw_line, hover_of
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, axis_names
 from workbench.figures.strands import SHARED, Strand, arms_of, strands
@@ -235,7 +235,7 @@ def _line(one: xr.Dataset, name: str, unit: str, place: Place, part: Strand, clo
     return Line(
         name=part.name, x=clock.x, y=y, color=part.color, dash=part.dash, markers=True,
         legend=place.index == 0 and name == "accuracy", band=band,
-        hover=hover_texts(head, clock, y, unit, n=n, band=band),
+        hover=hover_of(head, clock, y, unit, n=n, band=band),
     )  # fmt: skip
 
 

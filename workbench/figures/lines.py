@@ -6,7 +6,6 @@ Yields  Line; `draw_line`, which adds it to a panel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,15 @@ Band = tuple[np.ndarray, np.ndarray]
 """Lower and upper bound at every sample."""
 
 
+@dataclass(frozen=True)
+class Hover:
+    """What a pointer over a sample is told: the common part once, the rest by sample."""
+
+    template: str
+    where: list[str]
+    value: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One line of a panel, as long as its samples."""
@@ -31,8 +39,7 @@ class Line:
     x: np.ndarray
     y: np.ndarray
     band: Band | None = None
-    hover: Sequence[str] = ()
-    """Text of every sample, already disarmed."""
+    hover: Hover
     color: str = "#000000"
     dash: str = "solid"
     markers: bool = False
@@ -59,8 +66,8 @@ def draw_line(fig: go.Figure, line: Line, *, row: int, col: int) -> None:
             name=label(line.name), legendgroup=group, showlegend=line.legend,
             line={"color": line.color, "width": 1.8, "dash": line.dash},
             marker={"size": 4, "color": line.color},
-            text=list(line.hover) or None,
-            hovertemplate="%{text}<extra></extra>" if len(line.hover) else None,
+            text=line.hover.where, customdata=line.hover.value,
+            hovertemplate=f"{line.hover.template}<extra></extra>",
         ),
         row=row, col=col,
     )  # fmt: skip
@@ -73,7 +80,7 @@ def _unbroken(low: np.ndarray, high: np.ndarray) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 1]
 
 
-def hover_texts(
+def hover_of(
     head: str,
     clock: Clock,
     y: np.ndarray,
@@ -83,25 +90,28 @@ def hover_texts(
     band_is: str = "95 %",
     n: str = "",
     short: Binned | None = None,
-) -> list[str]:
-    """For every sample: what, step, tokens, value with unit, band and n, as lines of plotly text.
+) -> Hover:
+    """What it is, step, tokens, value with unit, band and n, for every sample.
 
     `head` is unescaped and may hold several lines, a newline between them.
     """
-    top = "<br>".join(label(part, 80) for part in head.split("\n"))
-    texts = []
+    where, value = [], []
     for i, step in enumerate(clock.steps):
-        where = f"step {step:,.0f}"
+        at = f"step {step:,.0f}"
         if short is not None and short.n[i] > 1:
-            where = f"steps {int(short.first[i]):,}–{int(short.last[i]):,} (mean of {short.n[i]})"
+            at = f"mean of steps {int(short.first[i]):,}–{int(short.last[i]):,}"
         if clock.tokens is not None:
-            where += f", {count(float(clock.tokens[i]))} tokens"
-        value = number(float(y[i]), 3) + (f" {unit}" if unit else "")
+            at += f", {count(float(clock.tokens[i]))} tokens"
+        where.append(at)
+        told = number(float(y[i]), 3)
         if band is not None:
             low, high = (number(float(bound[i]), 3) for bound in band)
-            value += f" [{low}, {high}] {label(band_is)}"
-        texts.append("<br>".join(part for part in (top, where, value, label(n)) if part))
-    return texts
+            told += f" [{low}, {high}]"
+        value.append(told)
+    top = "<br>".join(label(part, 80) for part in head.split("\n"))
+    tail = " ".join(part for part in (label(unit), f"({label(band_is)})" * bool(band)) if part)
+    lines = [top, "%{text}", f"%{{customdata}} {tail}".rstrip(), label(n)]
+    return Hover("<br>".join(line for line in lines if line), where, value)
 
 
 def band_of(one: xr.Dataset, name: str) -> Band | None:

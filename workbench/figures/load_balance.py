@@ -21,7 +21,7 @@ from workbench.figures.bins import binned, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
-from workbench.figures.lines import Band, Line, draw_line, hover_texts
+from workbench.figures.lines import Band, Line, draw_line, hover_of
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, Stack
 from workbench.figures.strands import arms_of, strands
@@ -148,7 +148,7 @@ def _draw_layers(
             head = f"layer {int(layer)}\n{measure.title}"
             line = Line(
                 name=f"layer {int(layer)}", x=clock.x, y=y, color=shades[i], legend=row == 1,
-                hover=hover_texts(head, clock, y, "", short=short),
+                hover=hover_of(head, clock, y, "", short=short),
             )  # fmt: skip
             draw_line(fig, line, row=row, col=1)
     return [short.note, _peak(arms) if short.note else ""]
@@ -181,7 +181,7 @@ def _draw_arms(
                 what = "median layer"
             line = Line(
                 name=strand.name, x=clock.x, y=y, color=strand.color, legend=row == 1, band=band,
-                hover=hover_texts(
+                hover=hover_of(
                     f"{plain(strand.name)}, {what}\n{measure.title}", clock, y, "", short=short,
                     band=band, band_is="lowest and highest layer",
                     n=f"n = {many(over.sizes['layer'], 'layer')}",

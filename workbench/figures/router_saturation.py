@@ -19,7 +19,7 @@ from workbench.errors import SchemaError
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import Clock, ClockName, clock_of
 from workbench.figures.figure import Figure, finish
-from workbench.figures.lines import Line, band_of, draw_line, hover_texts
+from workbench.figures.lines import Line, band_of, draw_line, hover_of
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, axis_names
 from workbench.figures.strands import arms_of, strands
@@ -117,7 +117,7 @@ def _line(one: xr.Dataset, arm: str, color: str, dash: str, clock: Clock, i: int
     head = f"layer {int(one['layer'])}\n{plain(arm)}: kappa with the final routing"
     return Line(
         name=arm, x=clock.x, y=y, color=color, dash=dash, markers=True, legend=i == 0, band=band,
-        hover=hover_texts(head, clock, y, "", n=n, band=band),
+        hover=hover_of(head, clock, y, "", n=n, band=band),
     )  # fmt: skip
 
 

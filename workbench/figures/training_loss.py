@@ -21,7 +21,7 @@ from workbench.figures.bins import binned, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
-from workbench.figures.lines import Line, draw_line, hover_texts
+from workbench.figures.lines import Line, draw_line, hover_of
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, Stack
 from workbench.figures.strands import arms_of, strands
@@ -68,7 +68,7 @@ def loss(
             y = short.mean[name].values
             line = Line(
                 name=part.name, x=clock.x, y=y, color=part.color, dash=part.dash, legend=row == 1,
-                hover=hover_texts(f"{plain(part.name)}: {name}", clock, y, unit, short=short),
+                hover=hover_of(f"{plain(part.name)}: {name}", clock, y, unit, short=short),
             )  # fmt: skip
             draw_line(fig, line, row=row, col=1)
     clock = clock_of(longest, x)

@@ -125,11 +125,12 @@ def test_saturation_of_something_else_is_refused():
 
 
 def test_the_hover_text_tells_layer_step_value_band_and_n():
-    fig = saturation(kappa())
-    assert lines(fig, "main")[1].text[2] == (
-        "layer 1<br>main: kappa with the final routing<br>step 20<br>0.5 [0.4, 0.6] 95 %"
-        "<br>n = 256 tokens"
+    line = lines(saturation(kappa()), "main")[1]
+    assert line.hovertemplate == (
+        "layer 1<br>main: kappa with the final routing<br>%{text}<br>%{customdata} (95 %)"
+        "<br>n = 256 tokens<extra></extra>"
     )
+    assert (line.text[2], line.customdata[2]) == ("step 20", "0.5 [0.4, 0.6]")
 
 
 def curve(steps=40):
