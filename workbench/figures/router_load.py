@@ -28,7 +28,7 @@ from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.template import DEAD, INK, MUTED, RATIO
 from workbench.figures.wording import listed, many, number, plain
 
-MOST_CELLS = 60_000
+MOST_CELLS = 48_000
 """Cells that a page draws without effort; beyond them the bins get wider."""
 
 _PANEL_PX = {1: 150, 2: 120, 3: 104, 4: 96}
