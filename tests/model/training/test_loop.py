@@ -168,6 +168,19 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
     assert lines[0].endswith("tokens/s")
 
 
+def test_progress_on_a_terminal_is_a_bar(tiny_plan, tokenizer, tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    start(tiny_plan, tokenizer, tmp_path, Progress("main", stream)).run(until=2)
+    last = stream.getvalue().split("\r")[-1]
+    assert "main: 100%" in last
+    assert "2/2" in last
+    assert "loss" in last
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(ConfigError, match="expected auto, cpu, cuda"):
         pick_device("gpu3")
