@@ -117,7 +117,8 @@ def changed(study: Study) -> Section:
     table = change_table(study)
     if table.rows:
         note = (
-            "Before and after: means over the tenth of the final stretch's length next to each end."
+            "Loss and balance: means over a tenth of the stretch's length, next to its start and its "
+            "end. Accuracies and routing: at the last checkpoint before it, and at its last one."
         )
         blocks.append(Numbers("Before and after the final stretch", table, note))
     else:
