@@ -5,9 +5,9 @@ Needs   a seed.
 Yields  training documents of twelve tasks in four families, and held-out items with choices and a
         chance level.
 
-    knowledge   home, trade, colour       facts of this world; they can only be learnt by heart
-    reading     repeat, binding, update  the answer stands in the text of the question
-    logic       chain, order, boolean     the answer follows from what the text says
+    knowledge   home, trade, colour          facts of this world; they can only be learnt by heart
+    reading     repeat, binding, update      the answer stands in the text of the question
+    logic       chain, order, boolean        the answer follows from what the text says
     code        arithmetic, index, variable  the answer is what a line of Python would give
 
 Held-out: every situation has a key (its names and numbers); one key in eight, by hash, never occurs
@@ -214,9 +214,9 @@ def _repeat(world: World, rng: random.Random) -> Situation:
     things = rng.sample(THINGS, 8)
     at = rng.randrange(3, 7)
     # The whole list comes twice in a document; the item stops somewhere in the second time.
-    said = f"{' '.join(things)} / {' '.join(things[:at])}"
+    again = "".join(f" {t}" for t in things[:at])
     rest = "".join(f" {t}" for t in things[at + 1 :])
-    return Situation(said, (_ask("", things[at], things),), rest)
+    return Situation(f"{' '.join(things)} /", (_ask(again, things[at], things),), rest)
 
 
 def _binding(world: World, rng: random.Random) -> Situation:
