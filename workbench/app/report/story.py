@@ -117,8 +117,8 @@ def changed(study: Study) -> Section:
     table = change_table(study)
     if table.rows:
         note = (
-            "Loss and balance: means over a tenth of the stretch's length, next to its start and its "
-            "end. Accuracies and routing: at the last checkpoint before it, and at its last one."
+            "Loss and balance: means over a tenth of the stretch's length, next to its start and "
+            "its end. Accuracies and routing: at the last checkpoint before it, and at its last."
         )
         blocks.append(Numbers("Before and after the final stretch", table, note))
     else:
