@@ -106,7 +106,7 @@ def rotary_tables(
         >>> from model.config import NANO
         >>> cos, sin = rotary_tables(NANO, 5)
         >>> tuple(cos.shape), cos[0].min().item()
-        ((5, 24), 1.0)
+        ((5, 12), 1.0)
     """
     pairs = torch.arange(0, config.d_head, 2, dtype=torch.float32, device=device) / config.d_head
     position = torch.arange(length, dtype=torch.float32, device=device)

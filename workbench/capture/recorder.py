@@ -273,12 +273,32 @@ class Recorder:
         self._index(Path(path), step, about)
 
     def _index(self, path: Path, step: int, about: Mapping[str, Any]) -> None:
+        from checkpoints_index.errors import (
+            CheckpointIncomplete,
+            CheckpointNotFound,
+            PickleRefused,
+            RecordError,
+        )
         from workbench.capture.checkpoint_entry import enter_checkpoint
 
-        enter_checkpoint(
-            self.folder.path, path, branch=self.branch, step=step,
-            tokens_seen=self._tokens_seen, parent=self.store.lineage(self.branch), about=about,
-        )  # fmt: skip
+        try:
+            enter_checkpoint(
+                self.folder.path, path, branch=self.branch, step=step,
+                tokens_seen=self._tokens_seen, parent=self.store.lineage(self.branch), about=about,
+            )  # fmt: skip
+        except (
+            CheckpointIncomplete,
+            CheckpointNotFound,
+            PickleRefused,
+            RecordError,
+            OSError,
+        ) as error:
+            # Training must not stop because of capture; the record is tagged all the same.
+            warnings.warn(
+                f"the checkpoint of step {step} is not in the index: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     @property
     def dropped(self) -> int:

@@ -229,6 +229,27 @@ def test_the_probe_set_shows_how_each_checkpoint_routes_it(tmp_path, tiny_plan):
     assert run.checkpoints[0].record.uri == str(checkpoint_path(tmp_path / "weights", 0))
 
 
+@pytest.mark.parametrize("kind", ["nothing", "pickle", "text"])
+def test_a_checkpoint_that_cannot_be_indexed_is_told_and_training_goes_on(tmp_path, kind):
+    lm = MoELM(TINY_MODEL)
+    path = tmp_path / {"nothing": "gone", "pickle": "last.pt", "text": "notes.txt"}[kind]
+    if kind == "pickle":
+        torch.save(lm.state_dict(), path)
+    elif kind == "text":
+        path.write_text("no weights")
+    with Recorder(lm, tmp_path / "run") as recorder:
+        for step in (1, 2):
+            with recorder.step(step, tokens=TOKENS):
+                lm(batches(1)[0][:, :-1])
+            if step == 1:
+                with pytest.warns(RuntimeWarning, match="step 1 is not in the index"):
+                    recorder.checkpoint(path)
+    run = wb.open_run(tmp_path / "run")
+    assert run.router.sizes["step"] == 2
+    assert list(run.store.checkpoints("main")) == [1]
+    assert len(run.checkpoints) == 0
+
+
 def test_unknown_values_are_not_logged(tmp_path):
     recorder = Recorder(MoELM(TINY_MODEL), tmp_path / "run")
     with recorder, pytest.raises(UsageError, match="loss, lr, grad_norm"):
