@@ -100,21 +100,25 @@ def score(model: MoELM, batch: ItemBatch, rows_at_once: int = 256) -> Scores:
     """Scores every item; the model's mode and its hooks are left as they were."""
     was_training = model.training
     model.eval()
+    try:
+        return _by_item(batch, _of_choices(model, batch, rows_at_once))
+    finally:
+        model.train(was_training)
+
+
+def _of_choices(model: MoELM, batch: ItemBatch, rows_at_once: int) -> np.ndarray:
+    """Log-probability of every choice, (choice,), nats."""
     device = next(model.parameters()).device
-    # Logits only where a choice begins or goes on: the whole tensor would be vocabulary times
-    # larger.
-    of_choice = np.full(len(batch.continuation), 0.0, dtype=np.float64)
+    found = np.zeros(len(batch.continuation))
     for first in range(0, len(batch.sequences), rows_at_once):
         rows = batch.sequences[first : first + rows_at_once].to(device)
         logprobs = model(rows).float().log_softmax(-1).cpu()
-        for c in np.flatnonzero(
-            (batch.sequence_of >= first) & (batch.sequence_of < first + rows_at_once)
-        ):
+        here = (batch.sequence_of >= first) & (batch.sequence_of < first + rows_at_once)
+        for c in np.flatnonzero(here):
             tokens, row = batch.continuation[c], batch.sequence_of[c] - first
             at = batch.start[c] + np.arange(len(tokens))
-            of_choice[c] = logprobs[row, at, tokens].double().sum().item()
-    model.train(was_training)
-    return _by_item(batch, of_choice)
+            found[c] = logprobs[row, at, tokens].double().sum().item()
+    return found
 
 
 def _by_item(batch: ItemBatch, of_choice: np.ndarray) -> Scores:

@@ -109,7 +109,7 @@ def _definitions(tree: ast.Module, source: str) -> Iterator[str]:
     """Source of every top-level function and class as it stands, the lines of docstrings left
     out.
     """
-    lines = source.splitlines()
+    lines = source.split("\n")
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     dropped: set[int] = set()
     for node in ast.walk(tree):
@@ -213,7 +213,7 @@ class Corpus:
     def _world_rows(self, domain: str, start: int, count: int) -> np.ndarray:
         # A document has at least 4 tokens, so this many always fill a row. Numbering documents by
         # row keeps access random: row i never depends on how long row i - 1 was.
-        most = self.row_tokens // 4
+        most = -(-self.row_tokens // 4)
         per_row = self._documents_per_row(domain)
         texts = [
             [self.world.document(domain, row * most + d) for d in range(per_row)]

@@ -71,7 +71,9 @@ def save_checkpoint(
     """
     final = checkpoint_path(folder, step)
     partial = folder / f"{PARTIAL}{final.name}-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
+    # One process writes a line of training: what another left half-written died with it.
+    for stale in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(_plain(model.state_dict()), partial / "model.safetensors")
     save_file(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
@@ -117,6 +119,19 @@ def read_state(path: Path) -> TrainingState:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         format = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise TrainingStateError(f"{path}: format {format!r}, expected {FORMAT!r}.")
+    try:
+        return _checked(path, state)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TrainingStateError(
+            f"{path}/state.json lacks what a checkpoint states ({error}), expected format "
+            f"{FORMAT!r}: resume from an earlier one."
+        ) from error
+
+
+def _checked(path: Path, state: Mapping[str, Any]) -> TrainingState:
+    """The state, if every file that it names has its size."""
+    if not {"model.safetensors", "optimizer.safetensors"} <= set(state["files"]):
+        raise KeyError("files")
     for name, said in state["files"].items():
         there = (path / name).stat().st_size if (path / name).is_file() else None
         if there != said["bytes"]:
@@ -172,6 +187,7 @@ def restore(path: Path, model: MoELM, optimizer: torch.optim.Optimizer) -> Train
             if v != getattr(model.cfg, k)
         ]
         raise TrainingStateError(f"{path} is of another model: {', '.join(differ)}.")
+    _check_digests(path)
     load_weights(path, model)
     saved = load_file(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
@@ -185,6 +201,16 @@ def restore(path: Path, model: MoELM, optimizer: torch.optim.Optimizer) -> Train
                 for k, t in moments.items()
             }
     return state
+
+
+def _check_digests(path: Path) -> None:
+    files = json.loads((path / "state.json").read_text())["files"]
+    for name, said in files.items():
+        if (found := _sha256(path / name)) != said["sha256"]:
+            raise TrainingStateError(
+                f"{path}/{name}: sha256 {found[:12]}, expected {said['sha256'][:12]}: it was "
+                f"altered after it was saved; resume from an earlier one."
+            )
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

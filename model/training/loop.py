@@ -22,7 +22,7 @@ from model.data.corpus import Corpus, RealText, collect_standard_library
 from model.data.mixture import Batch, MixtureStream, mixture_digest
 from model.data.tokenizer import check_fits, tokenizer_digest, train_tokenizer
 from model.data.world import TASKS, World
-from model.errors import ConfigError
+from model.errors import ConfigError, DataError
 from model.lm import Losses, MoELM
 from model.training import checkpoint
 from model.training.callbacks import Callback, StepResult
@@ -51,6 +51,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"no device {name!r}; expected auto, cpu, cuda or cuda:0.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}; expected auto, cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= max(torch.cuda.device_count(), 1):
+        raise ConfigError(f"device {name!r}: this machine has {torch.cuda.device_count()} of them.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: this machine has no CUDA; use --device cpu or auto.")
     return device
@@ -119,7 +123,16 @@ class Training:
 
         Raises:
             TrainingStateError: it is half-written, altered or of another model.
+            DataError: this machine's text, the tokenizer or the seed is another.
         """
+        said = checkpoint.read_state(path).extra
+        for name, mine, remedy in (
+            ("text", self.text.digest, "resume with the Python whose library it was trained on"),
+            ("tokenizer", tokenizer_digest(self.tokenizer), "use the run's own tokenizer.json"),
+            ("seed", self.plan.seed, "resume with the run's own plan"),
+        ):
+            if name in said and said[name] != mine:
+                raise DataError(f"{path}: {name} {said[name]}, here {mine}: {remedy}.")
         state = checkpoint.restore(path, self.model, self.optimizer)
         self.step, self.tokens_seen = state.step, state.tokens_seen
         self.data.restore(state.data_position)

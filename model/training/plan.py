@@ -51,6 +51,8 @@ class TrainingPlan:
                      "items_per_task", "probe_rows"):  # fmt: skip
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name}={value}: must be 1 or more.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed}: must lie between 0 and 2^63 - 1.")
         if self.row_tokens > self.model.n_ctx:
             raise ConfigError(
                 f"row_tokens={self.row_tokens}: the model takes at most n_ctx={self.model.n_ctx}."

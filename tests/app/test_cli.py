@@ -58,6 +58,17 @@ def test_help_imports_nothing_heavy():
         (["train", "--into", "{tmp}"], 2, "is not empty and holds no run"),
         (["train", "--into", "{tmp}/x", "--steps", "-3"], 2, "steps=-3"),
         (["train", "--into", "{tmp}/x", "--device", "gpu"], 2, "expected auto, cpu, cuda"),
+        (["train", "--into", "{tmp}/x", "--device", "meta"], 2, "expected auto, cpu, cuda"),
+        (["train", "--into", "{tmp}/x", "--seed", "-1"], 2, "seed=-1"),
+        (["train", "--into", "{tmp}/x", "--until", "1.5"], 2, "between 0 and 1"),
+        (["train", "--into", "{tmp}/something"], 2, "is a file"),
+        (["train", "--into", "{tmp}/x", "--resume"], 3, "no run at"),
+        (["train", "--into", "{run}", "--resume", "--preset", "small"], 2, "leave out"),
+        (["demo", "--into", "{run}", "--steps", "9"], 2, "or add --fresh"),
+        (["demo", "--into", "{run}", "--fresh", "--steps", "-3"], 2, "steps=-3"),
+        (["arms", "{run}", "--arm", "code", "--fork-at", "0.9"], 2, "fork there or earlier"),
+        (["plot", "loss", "{run}", "-o", "{tmp}"], 2, "expected a file"),
+        (["plot", "loss", "{run}", "-o", "{tmp}/something/x.html"], 2, "expected a file"),
         (["train"], 2, "Missing option '--into'"),
         (["arms", "{run}", "--arm", "curriculm"], 2, "Did you mean 'curriculum'?"),
         (["arms", "{run}", "--arm", "code", "--fork-at", "1.5"], 2, "between 0 and 1"),
@@ -144,11 +155,40 @@ def losses(path, arm):
     return wb.open_run(path, arm).train.loss.load()
 
 
+def test_a_checkpoint_that_a_stop_kept_out_of_the_index_is_entered_later(tmp_path, tiny_run):
+    import shutil
+
+    from workbench.app.experiment import Experiment
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run, copy)
+    (record,) = (copy / "index").rglob("*curriculum*/*28*")
+    record.unlink()
+    Experiment(copy, say=lambda _: None).train_arm("curriculum", 24)
+    assert wb.open_run(copy, "curriculum").checkpoints.at(28).tokens_seen == 28 * 512
+
+
+def test_a_run_that_is_being_written_is_not_moved_aside(capsys, tmp_path, tiny_run):
+    import shutil
+
+    from workbench.store.run_store import RunStore
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run, copy)
+    with RunStore.open(copy / "store").writer("curriculum"):
+        code, _, err = run(capsys, "demo", "--into", copy, "--fresh")
+    assert code == 1
+    assert str(os.getpid()) in err
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
 @pytest.mark.slow
 def test_a_demo_killed_in_the_middle_goes_on_and_loses_nothing(tmp_path):
     """SIGKILL while it trains; the same command again; the same losses as an undisturbed run."""
     options = ["--steps", "20", "--device", "cpu", "--threads", "1"]
-    assert spawn("demo", "--into", tmp_path / "whole", *options).wait(300) == 0
+    whole = spawn("demo", "--into", tmp_path / "whole", *options)
+    said, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
 
     hit = tmp_path / "hit"
     victim = spawn("demo", "--into", hit, *options)
@@ -158,10 +198,11 @@ def test_a_demo_killed_in_the_middle_goes_on_and_loses_nothing(tmp_path):
         assert time.monotonic() < deadline, sorted(hit.rglob("*"))[:20]
         time.sleep(0.02)  # polls until a checkpoint is there; nothing depends on how long
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    victim.communicate()
     committed = losses(hit, "main")
 
-    again = spawn("demo", "--into", hit, *options)
+    going_on = options[2:]
+    again = spawn("demo", "--into", hit, *going_on)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
     assert f"found {hit}: main up to step" in said
@@ -172,7 +213,7 @@ def test_a_demo_killed_in_the_middle_goes_on_and_loses_nothing(tmp_path):
     np.testing.assert_array_equal(losses(hit, "main")[: len(committed)], committed)
 
     # Once more: nothing is left to train; afresh on request, the old one set aside.
-    finished = spawn("demo", "--into", hit, *options)
+    finished = spawn("demo", "--into", hit, *going_on)
     said, _ = finished.communicate(timeout=300)
     assert "curriculum: already there up to step 20" in said
     assert (hit / "report.html").stat().st_size > 1e6

@@ -41,7 +41,7 @@ def commands() -> None:
 
 
 @commands.command()
-@click.option("--preset", default="nano", show_default=True, help="Model and training plan.")
+@click.option("--preset", default=None, help="Model and training plan; nano by default.")
 @click.option("--into", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--seed", type=int, default=None, help="Of world, weights and batches.")
 @click.option("--steps", type=int, default=None, help="Optimizer steps; by default the plan's.")
@@ -51,7 +51,7 @@ def commands() -> None:
 @COMPILE
 @THREADS
 def train(
-    preset: str, into: Path, seed: int | None, steps: int | None, until: float | None,
+    preset: str | None, into: Path, seed: int | None, steps: int | None, until: float | None,
     resume: bool, device: str, compile: bool, threads: int | None,
 ) -> None:  # fmt: skip
     """Train a model with capture on, its main line from the start to the end."""
@@ -59,18 +59,20 @@ def train(
     from workbench.errors import UsageError
 
     experiment = _experiment(into, device, compile, threads)
+    share = None if until == 1 else until
     if resume:
-        if seed is not None or steps is not None:
+        if (preset, seed, steps) != (None, None, None):
             raise UsageError(
-                "--resume goes on with the run's own plan: leave out --seed and --steps."
+                "--resume goes on with the run's own plan: leave out --preset, --seed and --steps."
             )
         click.echo(experiment.standing())
     else:
-        experiment.begin(_plan(preset, seed, steps))
-    plan = experiment.plan
-    stop = None if until is None or until == 1 else fork_step(plan, until)
-    experiment.train_main(stop)
-    _next(f"workbench report {into}", f"workbench plot router-load {into}")
+        plan = _plan(preset or "nano", seed, steps)
+        if share is not None:
+            fork_step(plan, share)  # refused before a run is begun
+        experiment.begin(plan)
+    experiment.train_main(None if share is None else fork_step(experiment.plan, share))
+    _next("workbench report RUN", "workbench plot router-load RUN", run=into)
 
 
 @commands.command()
@@ -93,7 +95,7 @@ def arms(
     step = fork_step(experiment.plan, fork_at)
     for arm in arms:
         experiment.train_arm(arm, step)
-    _next(f"workbench report {run}", f"workbench plot arms {run}")
+    _next("workbench report RUN", "workbench plot arms RUN", run=run)
 
 
 @commands.command()
@@ -101,7 +103,7 @@ def arms(
     "--into", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True,
     help="Folder of the run.",
 )  # fmt: skip
-@click.option("--preset", default="nano", show_default=True)
+@click.option("--preset", default=None, help="Model and training plan; nano by default.")
 @click.option("--seed", type=int, default=None)
 @click.option("--steps", type=int, default=None)
 @click.option("--fresh", is_flag=True, help="Move a run that is there aside, and begin another.")
@@ -109,21 +111,29 @@ def arms(
 @COMPILE
 @THREADS
 def demo(
-    into: Path, preset: str, seed: int | None, steps: int | None, fresh: bool, device: str,
+    into: Path, preset: str | None, seed: int | None, steps: int | None, fresh: bool, device: str,
     compile: bool, threads: int | None,
 ) -> None:  # fmt: skip
     """The whole job: train to 80 %, fork two arms, evaluate, report. Goes on after a stop."""
     from workbench.app.experiment import move_aside
     from workbench.app.report import write_report
+    from workbench.errors import UsageError
 
     experiment = _experiment(into, device, compile, threads)
-    if experiment.folder.exists and fresh:
+    there, asked = experiment.folder.exists, (preset, seed, steps) != (None, None, None)
+    if there and asked and not fresh:
+        raise UsageError(
+            f"{into} holds a run with a plan of its own: leave out --preset, --seed and --steps to "
+            f"go on with it, or add --fresh to begin another."
+        )
+    plan = _plan(preset or "nano", seed, steps)
+    if there and fresh:
         click.echo(f"moved the run that was there to {move_aside(into)}")
     if experiment.folder.exists:
         click.echo(f"found {experiment.standing()}")
         click.echo("going on with it; --fresh (make demo FRESH=1) begins another instead")
     else:
-        experiment.begin(_plan(preset, seed, steps))
+        experiment.begin(plan)
     fork = experiment.plan.schedule.fork_step
     experiment.train_main(until=fork)
     for arm in ("continue", "curriculum"):
@@ -131,8 +141,8 @@ def demo(
     page = write_report(into)
     click.echo(f"\nreport: {page}")
     _next(
-        f"workbench plot router-load {into} -o load.html", f"workbench checkpoints list {into}",
-        "make lab",
+        "workbench plot router-load RUN -o load.html", "workbench checkpoints list RUN", "make lab",
+        run=into,
     )  # fmt: skip
 
 
@@ -162,9 +172,12 @@ def plot(name: str, run: Path, out: Path | None, branch: str | None, x: str) -> 
     """
     from workbench import figures, open_run
     from workbench.app.plots import draw
+    from workbench.errors import UsageError
 
     figure = draw(name, open_run(run, branch), x=x)  # type: ignore[arg-type]
     out = out or Path(f"{name}.html")
+    if out.is_dir() or (out.parent.exists() and not out.parent.is_dir()):
+        raise UsageError(f"-o {out}: expected a file to write, for example {name}.html.")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(figures.to_html(figure))
     click.echo(str(out))
@@ -275,8 +288,11 @@ def _index(run: Path) -> Any:
     return CheckpointIndex(run)
 
 
-def _next(*commands: str) -> None:
-    click.echo("next:\n" + "\n".join(f"  {c}" for c in commands))
+def _next(*commands: str, run: Path) -> None:
+    import shlex
+
+    lines = (c.replace("RUN", shlex.quote(str(run))) for c in commands)
+    click.echo("next:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from checkpoints_index.index import CheckpointIndex
 from model.data.corpus import collect_standard_library
 from model.data.tokenizer import load_tokenizer
-from model.data.world import World
+from model.data.world import TASKS, World
 from model.errors import TrainingStateError
 from model.training.checkpoint import checkpoint_path, read_state
 from model.training.loop import Training, make_tokenizer, pick_device
@@ -29,6 +30,7 @@ from model.training.plan import TrainingPlan
 from model.training.progress import Progress
 from model.training.schedule import arm_mixture
 from workbench.capture.callbacks.native import RecordTraining
+from workbench.capture.checkpoint_entry import enter_checkpoint
 from workbench.capture.run_folder import RunFolder
 from workbench.errors import RunExists, RunNotFound, UsageError
 from workbench.store.names import MAIN
@@ -65,11 +67,13 @@ class Experiment:
         Raises:
             RunExists: there is a run, or anything else, in the folder.
         """
-        self.folder.create(config=plan.to_dict(), phases=plan.schedule.phases())
+        world = World(plan.seed)
+        for task in TASKS:
+            world.items(task, plan.items_per_task)  # refused before a run is begun
         text = collect_standard_library()
-        tokenizer = make_tokenizer(plan, World(plan.seed), text)
-        tokenizer.save(str(self.folder.tokenizer))
-        self.folder.update(text_digest=text.digest)
+        about = {"config": plan.to_dict(), "phases": plan.schedule.phases()}
+        self.folder.create(**about, text_digest=text.digest)
+        self._save_tokenizer(make_tokenizer(plan, world, text))
 
     @property
     def plan(self) -> TrainingPlan:
@@ -89,10 +93,14 @@ class Experiment:
         """
         plan = self.plan
         if not self.folder.tokenizer.exists():
-            make_tokenizer(plan, World(plan.seed), collect_standard_library()).save(
-                str(self.folder.tokenizer)
-            )
+            text = collect_standard_library()
+            self._save_tokenizer(make_tokenizer(plan, World(plan.seed), text))
         return load_tokenizer(self.folder.tokenizer, plan.model.d_vocab)
+
+    def _save_tokenizer(self, tokenizer: Tokenizer) -> None:
+        partial = self.folder.tokenizer.with_name(".partial-tokenizer.json")
+        tokenizer.save(str(partial))
+        partial.replace(self.folder.tokenizer)
 
     def train_main(self, until: int | None = None) -> None:
         """Trains the main line to step `until`, or to the plan's end, from wherever it stands."""
@@ -113,6 +121,11 @@ class Experiment:
         if not 0 < fork_step < plan.schedule.steps:
             raise UsageError(
                 f"fork at step {fork_step}: must lie inside the {plan.schedule.steps} steps."
+            )
+        if fork_step > plan.schedule.fork_step:
+            raise UsageError(
+                f"fork at step {fork_step}: the main line's learning rate falls after step "
+                f"{plan.schedule.fork_step}, and the arm's would leap; fork there or earlier."
             )
         share = 1 - fork_step / plan.schedule.steps
         schedule = replace(plan.schedule, final_share=share, final_mixture=dict(mixture))
@@ -141,9 +154,9 @@ class Experiment:
 
     def standing(self) -> str:
         """What is there, in a sentence."""
+        steps = self.plan.schedule.steps
         if not self.folder.store.exists():
             return f"{self.folder.path}: a run begun, nothing recorded yet"
-        steps = self.plan.schedule.steps
         parts = [
             f"{branch} up to step {max(safe)} of {steps}"
             for branch in self._store().branches
@@ -152,6 +165,7 @@ class Experiment:
         return f"{self.folder.path}: {', '.join(parts) or 'no checkpoint yet'}"
 
     def _train(self, branch: str, plan: TrainingPlan, until: int) -> None:
+        self._complete_index(branch)
         if self.is_finished(branch, until):
             self.say(f"{branch}: already there up to step {until}")
             return
@@ -160,14 +174,19 @@ class Experiment:
             raise UsageError(
                 f"{branch} stands at step {max(safe)}, beyond {until}: nothing to train there."
             )
-        record = RecordTraining(self.folder.path, branch, resume=bool(safe) or self._is_recorded())
+        record = RecordTraining(self.folder.path, branch, resume=self.folder.store.exists())
         training = Training(
             plan, self.folder.checkpoints(branch), tokenizer=self.tokenizer(),
             callbacks=[record, Progress(branch)], device=self.device, compile=self.compile,
         )  # fmt: skip
-        if safe:
-            training.resume(self._weights(branch, max(safe)))
+        for step in sorted(safe, reverse=True):
+            try:
+                training.resume(self._weights(branch, step))
+            except TrainingStateError as error:
+                self.say(f"{branch}: passed over {error}")
+                continue
             self.say(f"{branch}: goes on from step {training.step}")
+            break
         began = time.monotonic()
         training.run(until)
         self.say(f"{branch}: step {training.step} reached in {time.monotonic() - began:.0f} s")
@@ -179,9 +198,20 @@ class Experiment:
     def _store(self) -> RunStore:
         return RunStore.open(self.folder.store)
 
-    def _is_recorded(self) -> bool:
-        """Whether the main line has rows that no checkpoint covers: they are set aside."""
-        return self.folder.store.exists()
+    def _complete_index(self, branch: str) -> None:
+        """Enters checkpoints that are safe and not in the index: a stop came between the two."""
+        if not self.folder.store.exists() or branch not in self._store().branches:
+            return
+        lineage = self._store().lineage(branch)
+        known = {r.step for r in CheckpointIndex(self.folder.path).list(branch=branch)}
+        for step in self._safe_steps(branch):
+            if step in known or (lineage is not None and step <= lineage[1]):
+                continue
+            path = self._weights(branch, step)
+            enter_checkpoint(
+                self.folder.path, path, branch=branch, step=step,
+                tokens_seen=read_state(path).tokens_seen, parent=lineage, about={},
+            )  # fmt: skip
 
     def _weights(self, branch: str, step: int) -> Path:
         """The checkpoint of a step in the history of a branch; before the fork it is the
@@ -195,11 +225,12 @@ class Experiment:
 
     def _safe_steps(self, branch: str) -> list[int]:
         """Steps whose record is committed and whose weights are whole."""
-        return [s for s in self._store().checkpoints(branch) if self._is_safe(branch, s)]
+        return [s for s in self._store().checkpoints(branch) if self._is_whole(branch, s)]
 
     def _is_safe(self, branch: str, step: int) -> bool:
-        if step not in self._store().checkpoints(branch):
-            return False
+        return step in self._store().checkpoints(branch) and self._is_whole(branch, step)
+
+    def _is_whole(self, branch: str, step: int) -> bool:
         try:
             read_state(self._weights(branch, step))
         except TrainingStateError:
@@ -219,7 +250,7 @@ def fork_step(plan: TrainingPlan, share: float) -> int:
         True
     """
     if not 0 < share < 1:
-        raise UsageError(f"--fork-at {share}: a share of the run's steps, between 0 and 1.")
+        raise UsageError(f"{share}: expected a share of the run's steps, between 0 and 1.")
     return plan.schedule.steps - max(1, round(plan.schedule.steps * (1 - share)))
 
 
@@ -228,9 +259,16 @@ def move_aside(path: Path) -> Path:
 
     Raises:
         RunExists: what lies there is no run of ours, and stays where it is.
+        StoreBusy: somebody writes to it.
     """
+    path = path.resolve()
     if not RunFolder(path).exists:
         raise RunExists(f"{path} holds no run that could be moved aside: choose another folder.")
+    if RunFolder(path).store.exists():
+        store = RunStore.open(RunFolder(path).store)
+        for branch in store.branches:
+            with store.branch_lock(branch) as lock:
+                lock.acquire()
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = path.with_name(f"{path.name}.before-{stamp}")
     path.rename(aside)

@@ -14,10 +14,12 @@ the training: it reads detached tensors and draws nothing at random.
 
 from __future__ import annotations
 
+import atexit
+import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ class Recorder:
                 len(self.sites), experts, len(domains), self._device
             )
             self._switches = torch.zeros(2, dtype=torch.int64)
-            self._labels = self._keep = torch.empty(0, dtype=torch.int64, device=self._device)
+            self._now = _Labels(torch.empty(0, dtype=torch.int64, device=self._device))
             self._hooks = [
                 site.module.register_forward_hook(self._hook(place, site))
                 for place, site in enumerate(self.sites)
@@ -115,7 +117,9 @@ class Recorder:
         self._last_step = resume_at or 0
         self._closed = False
         # A recorder that is forgotten still ends its thread and frees the branch.
-        self._finalizer = weakref.finalize(self, BackgroundWriter.close, self._writer)
+        self._finalizer = weakref.finalize(self, _end, self._writer, self._hooks)
+        self._finalizer.atexit = False
+        _before_executors_stop(self._finalizer)
 
     def _open_store(self, layout: Layout) -> RunStore:
         if not self.folder.store.exists():
@@ -145,10 +149,12 @@ class Recorder:
         return int(train["tokens_seen"][-1]) if train.sizes.get("step") else 0
 
     def _hook(self, place: int, site: RouterSite) -> Any:
+        # The hook must not hold the recorder: one that is forgotten could never be collected.
         accumulators = [t[place] for t in self._accumulators.tensors()]
+        now, switches = self._now, self._switches
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            route_stats(*site.read(output), self._labels, self._keep, self._switches, *accumulators)
+            route_stats(*site.read(output), now.domains, now.keep, switches, *accumulators)
 
         return hook
 
@@ -188,13 +194,27 @@ class Recorder:
     def _begin(self, step: int, domains: Tensor | None, keep: Tensor | None) -> None:
         if self._closed:
             raise UsageError("this recorder is closed: make another with resume_at.")
+        if step < 1:
+            raise UsageError(f"step {step}: steps count from 1, the first update.")
         if step <= self._last_step:
             raise UsageError(
                 f"step {step} after step {self._last_step}: steps must grow; to go back, make a "
                 f"recorder with resume_at."
             )
-        self._labels = self._labels[:0] if domains is None else domains.to(self._device)
-        self._keep = self._keep[:0] if keep is None else keep.to(self._device)
+        if domains is not None and not self.domains:
+            raise UsageError(
+                "step(domains=...): this recorder has no domains; name them when it is made: "
+                "Recorder(model, path, domains=[...])."
+            )
+        if domains is not None and not domains.is_cuda and domains.numel():
+            low, high = int(domains.min()), int(domains.max())
+            if low < 0 or high >= len(self.domains):
+                raise UsageError(
+                    f"step(domains=...): labels from {low} to {high}, expected 0 to "
+                    f"{len(self.domains) - 1}, the places in the recorder's domains."
+                )
+        self._now.domains = self._now.none if domains is None else domains.to(self._device)
+        self._now.keep = self._now.none if keep is None else keep.to(self._device)
         self._values = {}
         self._switches[ACTIVE] = 1
         self._switches[COACTIVATION] = int(step % self.coactivation_every == 0)
@@ -239,7 +259,7 @@ class Recorder:
         for name in values:
             if name not in TRAIN_VALUES:
                 raise UsageError(f"log({name}=...): the record takes {', '.join(TRAIN_VALUES)}.")
-        self._values |= values
+        self._values |= {name: float(value) for name, value in values.items()}
 
     def evaluations(self, step: int, correct: np.ndarray, logprob: np.ndarray) -> None:
         """Scores of a checkpoint, before `checkpoint` is called for it.
@@ -269,8 +289,8 @@ class Recorder:
         step = self._last_step if step is None else step
         if self.probe is not None:
             self._put_checkpoint("activations", step, route(self.model, self.sites, self.probe))
-        self._writer.flush(tag=step)
-        self._index(Path(path), step, about)
+        if self._writer.flush(tag=step):
+            self._index(Path(path), step, about)
 
     def _index(self, path: Path, step: int, about: Mapping[str, Any]) -> None:
         from checkpoints_index.errors import (
@@ -312,8 +332,6 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
-        for hook in self._hooks:
-            hook.remove()
         self._finalizer()
         if self.dropped or self._writer.error:
             self.folder.update(capture={self.branch: {"dropped": self.dropped}})
@@ -329,6 +347,29 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Labels:
+    """Domain and padding labels of the step under way; empty tensors where there are none."""
+
+    def __init__(self, none: Tensor) -> None:
+        self.none = self.domains = self.keep = none
+
+
+def _end(writer: BackgroundWriter, hooks: Sequence[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+    writer.close()
+
+
+def _before_executors_stop(function: Callable[[], Any]) -> None:
+    """Calls `function` at the interpreter's end, while threads can still be started.
+
+    Plain atexit is too late: by then the store can no longer hand work to its threads, and what
+    waits would be lost by every program that ends without `close`.
+    """
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(function)
 
 
 def _rest_of_layout(tasks: Sequence[Task], probe: ProbeSet | None) -> dict[str, Any]:

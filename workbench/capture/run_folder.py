@@ -59,7 +59,11 @@ class RunFolder:
             raise RunExists(
                 f"{self.path} holds a run already: resume it, or choose another folder."
             )
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and not self.path.is_dir():
+            raise RunExists(f"{self.path} is a file: choose another folder.")
+        # A kill while the first run.json was written leaves a part of it, and nothing else.
+        rest = self.path.iterdir() if self.path.exists() else ()
+        if any(not p.name.startswith(".partial-run.json") for p in rest):
             raise RunExists(
                 f"{self.path} is not empty and holds no run: choose an empty or a new folder."
             )

@@ -64,6 +64,7 @@ class BackgroundWriter:
         self.dropped = 0
         """Samples that were not written: the queue was full, or writing had failed."""
         self.error: BaseException | None = None
+        self._told = False
         self._thread = threading.Thread(target=self._work, name=f"store-{branch}", daemon=True)
         self._thread.start()
 
@@ -75,12 +76,22 @@ class BackgroundWriter:
         """Hands rows over; drops them, and counts that, where the queue is full or the disk has
         failed.
         """
+        if self.error is not None:
+            self.dropped += 1
+            self._tell()
+            return
         try:
-            if self.error is not None:
-                raise queue.Full
             self._queue.put_nowait(rows)
         except queue.Full:
             self.dropped += 1
+
+    def _tell(self) -> None:
+        """Warns once, on the caller's thread: made an error, it must not kill the writer's."""
+        if self.error is not None and not self._told:
+            self._told = True
+            warnings.warn(
+                f"capture has stopped, training goes on: {self.error}", RuntimeWarning, stacklevel=4
+            )
 
     def flush(self, tag: int | None = None) -> bool:
         """Waits until everything handed over is durable, and tagged; False where writing has
@@ -89,17 +100,21 @@ class BackgroundWriter:
         if self.error is None and self._thread.is_alive():
             request = Flush(tag)
             self._queue.put(request)
-            request.done.wait()
+            while not request.done.wait(1.0) and self._thread.is_alive():
+                pass
+        self._tell()
         return self.error is None
 
     def close(self) -> None:
         """Writes what waits, ends the thread and frees the branch."""
-        if not self._thread.is_alive():
-            return
-        self.flush()
-        self._queue.put(None)
-        self._thread.join()
-        self._writer.close()
+        try:
+            if self._thread.is_alive():
+                self.flush()
+        finally:
+            if self._thread.is_alive():
+                self._queue.put(None)
+                self._thread.join()
+            self._writer.close()
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:
@@ -111,9 +126,6 @@ class BackgroundWriter:
             except BaseException as error:  # whatever it is, training must not die of it
                 self.error = error
                 self.dropped += isinstance(task, Rows)
-                warnings.warn(
-                    f"capture has stopped, training goes on: {error}", RuntimeWarning, stacklevel=2
-                )
             finally:
                 if isinstance(task, Flush):
                     task.done.set()

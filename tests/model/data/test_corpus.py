@@ -41,7 +41,7 @@ def test_a_world_row_is_documents_of_its_task_end_to_end(corpus, domain):
     assert parts[0] == ""
     assert len(parts) > 2 or len(parts[1]) > 40
     # All but the last, which the row's end cuts, are whole documents.
-    per_row = ROW // 4
+    per_row = -(-ROW // 4)
     made = {corpus.world.document(domain, 3 * per_row + d) for d in range(per_row)}
     assert set(parts[1:-1]) <= made
 

@@ -49,7 +49,7 @@ def solve_chain(world, prompt):
     at, hops = words(asked)[0], 0
     while at in to:
         at, hops = to[at], hops + 1
-    assert hops == 3
+    assert hops == 2
     return f" {at}"
 
 
@@ -138,6 +138,32 @@ def test_no_training_document_holds_a_held_out_item(world, task):
 def test_training_documents_of_knowledge_teach_every_fact(world):
     text = "\n".join(world.document("knowledge/home", i) for i in range(3000))
     assert all(f"{name} lives in {town}" in text for name, town in world.facts["home"].items())
+
+
+def test_the_last_digits_of_an_item_were_never_added_in_training(world):
+    def last_digits(text):
+        a, b = re.match(r"\((\d\d)\+(\d\d)\)", text).groups()
+        return frozenset((a[1], b[1]))
+
+    shown = {last_digits(world.document("code/arithmetic", i)) for i in range(10_000)}
+    asked = {last_digits(item.prompt) for item in world.items("code/arithmetic", 64)}
+    assert asked
+    assert asked.isdisjoint(shown)
+
+
+def test_the_word_between_two_names_does_not_give_the_answer_away(world):
+    items = world.items("logic/boolean", 1000)
+    guessed = ["false" if " and " in item.prompt else "true" for item in items]
+    right = sum(g == item.right.strip() for g, item in zip(guessed, items, strict=True))
+    # 1,000 fair coins: three standard deviations are 47.
+    assert abs(right - 500) < 50
+
+
+def test_where_a_chain_ends_cannot_be_told_without_the_question(world):
+    for item in world.items("logic/chain", 64):
+        told = item.prompt.split(". ")[:-1]
+        starts = {words(t)[0] for t in told}
+        assert sum(choice.strip() not in starts for choice in item.choices) == 2
 
 
 def test_a_seed_is_a_world():

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.errors import ConfigError, TokenizerMismatch, TrainingStateError
+from model.errors import ConfigError, DataError, TokenizerMismatch, TrainingStateError
 from model.training import progress
 from model.training.callbacks import Callback
 from model.training.checkpoint import checkpoint_path, latest_checkpoint, load_model, read_state
@@ -96,7 +96,9 @@ def test_nothing_is_pickled(whole):
     assert kinds == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "no state", "bad state", "other format"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "missing", "no state", "bad state", "other format", "no files"]
+)
 def test_a_half_written_checkpoint_is_refused_and_passed_over(whole, tmp_path, damage):
     folder = tmp_path / "line"
     shutil.copytree(whole[1], folder)
@@ -111,12 +113,40 @@ def test_a_half_written_checkpoint_is_refused_and_passed_over(whole, tmp_path, d
         (path / "state.json").unlink()
     elif damage == "bad state":
         (path / "state.json").write_text('{"format": ')
+    elif damage == "no files":
+        (path / "state.json").write_text('{"format": "workbench-native-1", "files": []}')
     else:
         state = json.loads((path / "state.json").read_text())
         (path / "state.json").write_text(json.dumps({**state, "format": "other"}))
     with pytest.raises(TrainingStateError, match=r"expected|cannot be read"):
         read_state(path)
     assert latest_checkpoint(folder) == checkpoint_path(folder, 28)
+
+
+def test_an_altered_checkpoint_is_refused_when_resumed_from(whole, tiny_plan, tokenizer, tmp_path):
+    shutil.copytree(whole[1], tmp_path / "line")
+    path = checkpoint_path(tmp_path / "line", 8)
+    data = bytearray((path / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (path / "model.safetensors").write_bytes(data)
+    with pytest.raises(TrainingStateError, match="altered after it was saved"):
+        start(tiny_plan, tokenizer, tmp_path).resume(path)
+
+
+def test_other_text_or_another_seed_is_refused_when_resuming(whole, tiny_plan, tokenizer, tmp_path):
+    path = checkpoint_path(whole[1], 8)
+    with pytest.raises(DataError, match="seed 0, here 1"):
+        start(replace(tiny_plan, seed=1), tokenizer, tmp_path).resume(path)
+    other = start(tiny_plan, tokenizer, tmp_path)
+    other.text = replace(other.text, code=other.text.code[:-1])
+    with pytest.raises(DataError, match="resume with the Python whose library"):
+        other.resume(path)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tiny_plan, tokenizer, tmp_path):
+    (tmp_path / ".partial-step-00000008-1").mkdir()
+    start(tiny_plan, tokenizer, tmp_path).save()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000000"]
 
 
 def test_a_partial_folder_is_no_checkpoint(tmp_path):

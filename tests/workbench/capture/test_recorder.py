@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +28,7 @@ TINY_MODEL = replace(
     experts_per_token=2, n_ctx=32,
 )  # fmt: skip
 ROWS, LENGTH = 4, 16
+ROOT = Path(__file__).parents[3]
 TOKENS = ROWS * LENGTH
 
 
@@ -171,13 +176,13 @@ def test_a_second_recorder_on_the_branch_is_refused(tmp_path):
         Recorder(MoELM(TINY_MODEL), tmp_path / "run")
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_steps_must_grow(tmp_path, step):
+@pytest.mark.parametrize(("step", "message"), [(0, "count from 1"), (1, "steps must grow")])
+def test_steps_must_grow(tmp_path, step, message):
     lm = MoELM(TINY_MODEL)
     with Recorder(lm, tmp_path / "run") as recorder:
         with recorder.step(1, tokens=TOKENS):
             lm(batches(1)[0][:, :-1])
-        with pytest.raises(UsageError, match="steps must grow"), recorder.step(step, tokens=TOKENS):
+        with pytest.raises(UsageError, match=message), recorder.step(step, tokens=TOKENS):
             pass
 
 
@@ -201,6 +206,50 @@ def test_training_goes_on_when_the_disk_fails_and_says_so(tmp_path, monkeypatch)
     with pytest.warns(RuntimeWarning, match="capture dropped 6 samples"):
         recorder.close()
     assert wb.open_run(tmp_path / "run").attrs["capture"]["main"]["dropped"] == 6
+
+
+END = """
+import sys, torch
+from dataclasses import replace
+from model.config import NANO
+from model.lm import MoELM
+from workbench.capture.recorder import Recorder
+lm = MoELM(replace(NANO, n_layers=1, d_model=32, n_heads=4, n_key_value_heads=2, d_mlp=16))
+recorder = Recorder(lm, sys.argv[1])
+for step in range(1, 61):
+    with recorder.step(step, tokens=8):
+        lm(torch.zeros(1, 8, dtype=torch.long))
+if sys.argv[2] == "raise":
+    raise SystemError("the training died")
+"""
+
+
+@pytest.mark.parametrize("end", ["forget", "raise"])
+def test_a_program_that_ends_without_closing_loses_nothing(tmp_path, end):
+    subprocess.run([sys.executable, "-c", END, str(tmp_path / "run"), end], cwd=ROOT, check=False)
+    assert wb.open_run(tmp_path / "run").router.sizes["step"] == 60
+
+
+def test_a_forgotten_recorder_frees_the_branch(tmp_path):
+    lm = MoELM(TINY_MODEL)
+    recorder = Recorder(lm, tmp_path / "run")
+    with recorder.step(1, tokens=TOKENS):
+        lm(batches(1)[0][:, :-1])
+    del recorder
+    gc.collect()
+    Recorder(lm, tmp_path / "run", resume_at=0).close()
+    assert not any(m._forward_hooks for m in lm.modules())
+
+
+def test_labels_that_cannot_be_are_refused_before_the_forward(tmp_path):
+    with Recorder(MoELM(TINY_MODEL), tmp_path / "a", domains=("x", "y")) as recorder:
+        step = recorder.step(1, tokens=TOKENS, domains=torch.tensor([0, 2, 1, 1]))
+        with pytest.raises(UsageError, match="labels from 0 to 2, expected 0 to 1"):
+            step.__enter__()
+    with Recorder(MoELM(TINY_MODEL), tmp_path / "b") as recorder:
+        step = recorder.step(1, tokens=TOKENS, domains=torch.tensor([0, 0, 0, 0]))
+        with pytest.raises(UsageError, match="this recorder has no domains"):
+            step.__enter__()
 
 
 def test_a_closed_recorder_leaves_the_model_as_it_was(tmp_path):
