@@ -124,8 +124,7 @@ class World:
     Example:
         >>> world = World(seed=0)
         >>> item = world.items("code/arithmetic", 1)[0]
-        >>> left, right = item.prompt.strip("(").split(")")[0].split("+")
-        >>> (int(left) + int(right)) % 10 == int(item.right)
+        >>> eval(item.prompt.removesuffix("==")) == int(item.right)
         True
     """
 
@@ -262,30 +261,24 @@ def _order(world: World, rng: random.Random) -> Situation:
 
 
 def _boolean(world: World, rng: random.Random) -> Situation:
-    names = rng.sample(PEOPLE, 3)
-    a, b, _ = names
+    a, b, c = names = rng.sample(PEOPLE, 3)
     both, value = rng.random() < 0.5, rng.random() < 0.5
-    # Both answers are equally likely after "and" as after "or": the word alone says nothing.
-    agree = rng.random() < 0.5
-    decided = (
-        [value, value] if agree or value == both else rng.choice([[True, False], [False, True]])
-    )
-    truth = dict(zip(names, [*decided, rng.random() < 0.5], strict=True))
-    assert value == ((truth[a] and truth[b]) if both else (truth[a] or truth[b]))
-    told = list(truth)
-    rng.shuffle(told)
-    said = "".join(f"{n} is {str(truth[n]).lower()}. " for n in told)
+    # Two of the three agree, and the answer turns on whether the odd one out is asked about:
+    # neither the word between the names nor a count of what is true says anything.
+    truth = dict.fromkeys(names, both)
+    truth[c if value == both else rng.choice((a, b))] = not both
+    rng.shuffle(names)
+    said = "".join(f"{n} is {str(truth[n]).lower()}. " for n in names)
     text = f"{a} {'and' if both else 'or'} {b} is"
     return Situation(said, (_ask(text, str(value).lower(), ("true", "false")),))
 
 
 def _arithmetic(world: World, rng: random.Random) -> Situation:
-    a, b = rng.randrange(100), rng.randrange(100)
-    text = f"({a:02d}+{b:02d})%10=="
-    asked = _ask(text, str((a + b) % 10), tuple("0123456789"), "{}")
-    # Only the last digits matter: a pair of them is held out whole, in either order.
-    low, high = sorted((a % 10, b % 10))
-    return Situation("", (asked,), held_by=f"{low}+{high}")
+    digits = [rng.randrange(10) for _ in range(3)]
+    text = f"({'+'.join(map(str, digits))})%10=="
+    asked = _ask(text, str(sum(digits) % 10), tuple("0123456789"), "{}")
+    # The order does not matter to a sum: three digits are held out in every order.
+    return Situation("", (asked,), held_by="+".join(map(str, sorted(digits))))
 
 
 def _index(world: World, rng: random.Random) -> Situation:

@@ -73,8 +73,8 @@ def solve_boolean(world, prompt):
 
 
 def solve_arithmetic(world, prompt):
-    a, b = map(int, re.match(r"\((\d\d)\+(\d\d)\)%10==$", prompt).groups())
-    return str((a + b) % 10)
+    digits = re.match(r"\((\d)\+(\d)\+(\d)\)%10==$", prompt).groups()
+    return str(sum(map(int, digits)) % 10)
 
 
 def solve_index(world, prompt):
@@ -140,23 +140,28 @@ def test_training_documents_of_knowledge_teach_every_fact(world):
     assert all(f"{name} lives in {town}" in text for name, town in world.facts["home"].items())
 
 
-def test_the_last_digits_of_an_item_were_never_added_in_training(world):
-    def last_digits(text):
-        a, b = re.match(r"\((\d\d)\+(\d\d)\)", text).groups()
-        return frozenset((a[1], b[1]))
+def test_the_digits_of_an_item_were_never_added_in_training_in_any_order(world):
+    def digits(text):
+        return tuple(sorted(re.findall(r"\d", text.split(")")[0])))
 
-    shown = {last_digits(world.document("code/arithmetic", i)) for i in range(10_000)}
-    asked = {last_digits(item.prompt) for item in world.items("code/arithmetic", 64)}
-    assert asked
+    shown = {digits(world.document("code/arithmetic", i)) for i in range(10_000)}
+    asked = {digits(item.prompt) for item in world.items("code/arithmetic", 64)}
+    assert len(asked) > 10
     assert asked.isdisjoint(shown)
 
 
-def test_the_word_between_two_names_does_not_give_the_answer_away(world):
+def test_no_shortcut_answers_a_boolean_question(world):
+    """Not the word between the names, not the majority of the facts, not the first fact."""
     items = world.items("logic/boolean", 1000)
-    guessed = ["false" if " and " in item.prompt else "true" for item in items]
-    right = sum(g == item.right.strip() for g, item in zip(guessed, items, strict=True))
-    # 1,000 fair coins: three standard deviations are 47.
-    assert abs(right - 500) < 50
+    shortcuts = {
+        "word": lambda p: " or " in p,
+        "majority": lambda p: p.count("is true") > p.count("is false"),
+        "first": lambda p: "true" in p.split(".")[0],
+    }
+    for name, guess in shortcuts.items():
+        right = sum(str(guess(i.prompt)).lower() == i.right.strip() for i in items)
+        # 1,000 fair coins: three standard deviations are 47.
+        assert abs(right - 500) < 60, name
 
 
 def test_where_a_chain_ends_cannot_be_told_without_the_question(world):
