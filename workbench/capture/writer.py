@@ -4,8 +4,8 @@ Needs   a store and a branch.
 Yields  BackgroundWriter: `put` never waits; `flush` waits until all is durable.
 
 Training must not stop because of capture: when the queue is full a sample is dropped and counted;
-when the disk fails, the first error is kept and told (a warning at once, again at the end), and
-everything later is counted as dropped.
+when the disk fails, the first error is kept and told (a warning at the next step, and again at the
+end), and everything later is counted as dropped.
 """
 
 from __future__ import annotations
