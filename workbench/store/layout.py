@@ -18,6 +18,9 @@ from typing import Any
 
 from workbench.errors import UsageError
 
+ENTROPY_BINS = 32
+"""Equal bins of the normalised entropy, [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -112,6 +115,7 @@ class Layout:
             "domain": len(self.domains),
             "task": len(self.tasks),
             "item": self.items,
+            "bin": ENTROPY_BINS,
             "token": len(self.tokens.ids) if self.tokens else 0,
         }
 

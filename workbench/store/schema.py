@@ -60,11 +60,13 @@ ROUTER = {
     ),
     "margin": Variable(
         ("step", "layer"), "float32", "logits",
-        "Logit of the last chosen expert less that of the first left out, mean over tokens.",
+        "Lowest logit chosen less the highest left out, mean over tokens; below 0 where a bias or "
+        "a limit on groups overrules the logits.",
     ),
     "z_squared": Variable(
         ("step", "layer"), "float32", "logits^2",
-        "Square of logsumexp of the router logits, mean over tokens: the router z-loss.",
+        "Square of logsumexp of the router logits, mean over tokens: the router z-loss; NaN where "
+        "a router shows probabilities alone.",
     ),
     "topk_mass": Variable(
         ("step", "layer"), "float32", "1",
@@ -72,7 +74,7 @@ ROUTER = {
     ),
     "near_tie": Variable(
         ("step", "layer"), "float32", "1",
-        "Share of tokens whose margin is under 0.1 logits: a small change would reroute them.",
+        "Share of tokens whose margin lies within 0.1 logits of 0: a small change reroutes them.",
     ),
     "domain_assignments": Variable(
         ("step", "layer", "domain", "expert"), "int64", "assignments",
@@ -81,6 +83,10 @@ ROUTER = {
     "coactivation": Variable(
         ("sample", "layer", "expert", "expert2"), "int64", "tokens",
         "Tokens of the sampled step for which both experts were chosen; the diagonal is the load.",
+    ),
+    "entropy_histogram": Variable(
+        ("sample", "layer", "bin"), "int64", "tokens",
+        "Tokens of the sampled step by entropy / ln E, in 32 equal bins of [0, 1].",
     ),
 }
 
@@ -96,6 +102,13 @@ TRAIN = {
         ("step",), "int64", "tokens", "Training tokens up to and including this step."
     ),
     "utc": Variable(("step",), "float64", "s", "UTC at the end of the step, seconds since 1970."),
+    "capture_seconds": Variable(
+        ("step",), "float32", "s", "Time that the training thread spent in capture in this step."
+    ),
+    "captured_every": Variable(
+        ("step",), "int32", "steps",
+        "Steps from one reading of the routers to the next, as in force here; 1: every step.",
+    ),
 }
 
 EVALUATIONS = {
