@@ -1,0 +1,341 @@
+"""The two ops that trace tokens: one chooses them as a forward begins, one notes their experts.
+
+Needs   the token ids of a forward (row, position), what is known of their documents, and every
+        router's chosen ids and gates (token, k).
+Yields  nothing: a table grows in place, laid out by `TraceTable`.
+
+Which tokens are traced is a matter of arithmetic, not of chance: a token is traced if a hash of its
+document and its position there falls under the share. So the same place of the same document is
+traced in every epoch, in every arm and on every device. Where documents are not known, the row's
+own tokens stand in for the document: the same row is then sampled alike wherever it turns up.
+
+The hash is SplitMix64: entry `position` of the generator seeded with the document (Steele, Lea and
+Flood 2014, "Fast splittable pseudorandom number generators"). Rows are keyed by a multilinear hash
+modulo 2^64 (Carter and Wegman 1979). Integers wrap alike everywhere, so every device agrees.
+
+As in route_stats.py the ops are opaque, a recomputation adds nothing, and flags lie on the device.
+Imports with torch and numpy alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.capture.accumulators import ACTIVE
+
+# Shapes: R rows of P tokens, T = R x P; C slots for the traced tokens of a step; L routers, K
+# experts chosen a token. An array is numpy's on a CPU and torch's elsewhere.
+
+USED, CHOSEN, MISMATCHED, FIRST, TOKENS, SERIAL = range(6)
+"""Head of the table: slots filled; tokens chosen, slots or not; readings that fitted no forward;
+first slot, token count and number of the forward under way."""
+HEAD = 6
+
+
+class TraceParts(NamedTuple):
+    """Views of a table, as tensors or as arrays."""
+
+    head: Any
+    """(HEAD,) int64, then for each router the number of the forward that it was last read in."""
+    read_L: Any
+    index_C: Any
+    """int64 (C + 1,): the token of the forward under way that has this slot; the last is waste."""
+    columns_4C: Any
+    """int64: token id, document, position, domain; -1: not known."""
+    ids_LCK: Any
+    """int16; -1: dropped, or the token did not pass this router."""
+    gates_LCK: Any
+    """float32; NaN where the token did not pass this router."""
+
+
+@dataclass(frozen=True)
+class TraceTable:
+    """Where everything lies in a table of int64 cells.
+
+    Example:
+        >>> TraceTable(layers=2, k=1, capacity=4).cells
+        35
+    """
+
+    layers: int
+    k: int
+    capacity: int
+
+    @property
+    def _bounds(self) -> tuple[int, int, int, int, int]:
+        """Ends of the parts after the head."""
+        L, K, C = self.layers, self.k, self.capacity
+        read = HEAD + L
+        index = read + C + 1
+        columns = index + 4 * C
+        ids = columns + -(-L * C * K // 4)
+        return read, index, columns, ids, ids + -(-L * C * K // 2)
+
+    @property
+    def cells(self) -> int:
+        return self._bounds[-1]
+
+    def parts(self, table: Any) -> TraceParts:
+        """Views of a table (cells,), a tensor or an array."""
+        L, K, C = self.layers, self.k, self.capacity
+        read, index, columns, ids, _ = self._bounds
+        short, single = (
+            (torch.int16, torch.float32) if isinstance(table, Tensor) else (np.int16, np.float32)
+        )
+        return TraceParts(
+            table[:HEAD],
+            table[HEAD:read],
+            table[read:index],
+            table[index:columns].reshape(4, C),
+            table[columns:ids].view(short)[: L * C * K].reshape(L, C, K),
+            table[ids:].view(single)[: L * C * K].reshape(L, C, K),
+        )
+
+
+def limit_of(share: float) -> int:
+    """The greatest 63-bit hash that is traced at a share in (0, 1].
+
+    Example:
+        >>> limit_of(1.0) == 2**63 - 1, limit_of(0.5) == 2**62 - 1
+        (True, True)
+    """
+    return int(share * 2**63) - 1
+
+
+# The hash
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def mixed(x: Any) -> Any:
+    """The finaliser of SplitMix64, on int64 arrays of either kind.
+
+    Example:
+        >>> int(mixed(np.array([_GOLDEN]))[0]) % 2**64 == 0xE220A8397B1DCDAF
+        True
+    """
+    # Signed integers shift their sign in; the masks take it out again.
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _MIX_1
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _MIX_2
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _row_keys(tokens_RP: Any, column_P: Any) -> Any:
+    """(R, 1): one number for the content of each row."""
+    return mixed((tokens_RP * mixed((column_P + 1) * _GOLDEN)).sum(1)).reshape(-1, 1)
+
+
+def _per_token(labels: Any, shape: tuple[int, int]) -> Any:
+    """Labels of rows or tokens in a shape that spreads over (R, P); None where there are none."""
+    count = labels.numel() if isinstance(labels, Tensor) else labels.size
+    if not count:
+        return None
+    return labels.reshape(shape[0], -1)
+
+
+def _from_run_starts(documents_RP: Any, column_P: Any) -> Any:
+    """Position of each token since its document began in its row."""
+    begins = documents_RP != documents_RP
+    begins[:, 1:] = documents_RP[:, 1:] != documents_RP[:, :-1]
+    starts = begins * column_P
+    if isinstance(starts, Tensor):
+        return column_P - starts.cummax(1).values
+    return column_P - np.maximum.accumulate(starts, axis=1)
+
+
+class Chosen(NamedTuple):
+    """Which tokens of a forward are traced, and what is known of all of them."""
+
+    chosen_RP: Any
+    document_RP: Any
+    """None: unknown."""
+    position_RP: Any
+    """Of each token in its document where that is known, else in its row; it may be (1, P)."""
+    domain_RP: Any
+
+
+def choose(
+    tokens_RP: Any, documents: Any, positions: Any, domains: Any, keep: Any, limit: int
+) -> Chosen:
+    """Which tokens are traced. All arrays are numpy's, or all are torch's.
+
+    Args:
+        tokens_RP: int64.
+        documents: (R,) or (R, P), int64; negative: unknown; empty: all unknown.
+        positions: (R, P), each token's in its document; or (R,), that of each row's first token;
+            empty: counted from where the document begins in the row.
+        domains, keep: (R,) or (R, P), or empty.
+        limit: as of `limit_of`.
+    """
+    shape = tokens_RP.shape
+    on = {"device": tokens_RP.device} if isinstance(tokens_RP, Tensor) else {}
+    library: Any = torch if on else np
+    column_P = library.arange(shape[1], **on)
+    document_RP = _per_token(documents, shape)
+    position_RP = _per_token(positions, shape)
+    if position_RP is None:
+        position_RP = column_P.reshape(1, -1)
+        if document_RP is not None and document_RP.shape[1] > 1:
+            position_RP = _from_run_starts(document_RP, column_P)
+    elif position_RP.shape[1] == 1:
+        position_RP = position_RP + column_P
+    keys = _row_keys(tokens_RP, column_P)
+    if document_RP is not None:
+        keys = library.where(document_RP >= 0, mixed(document_RP ^ _GOLDEN), keys)
+    hashes_RP = mixed(keys + (position_RP + 1) * _GOLDEN)
+    chosen_RP = ((hashes_RP >> 1) & (2**63 - 1)) <= limit
+    kept = _per_token(keep, shape)
+    if kept is not None:
+        chosen_RP = chosen_RP & kept
+    return Chosen(chosen_RP, document_RP, position_RP, _per_token(domains, shape))
+
+
+# On a CPU
+
+
+def _begin_on_cpu(
+    tokens_RP: Tensor, documents: Tensor, positions: Tensor, domains: Tensor, keep: Tensor,
+    limit: int, layers: int, k: int, capacity: int, flags: Tensor, table: Tensor,
+) -> None:  # fmt: skip
+    if torch._C._current_graph_task_id() != -1:
+        return
+    parts = TraceTable(layers, k, capacity).parts(table.numpy())
+    head = parts.head
+    first = head[FIRST] = head[USED]
+    head[SERIAL] += 1
+    head[TOKENS] = tokens_RP.numel()
+    if not flags.numpy()[ACTIVE]:
+        return
+    tokens = tokens_RP.numpy()
+    chosen = choose(
+        tokens, documents.numpy(), positions.numpy(), domains.numpy(), keep.numpy(), limit
+    )
+    every_N = np.flatnonzero(chosen.chosen_RP)
+    rows_N = every_N[: capacity - first]
+    used = first + len(rows_N)
+    head[USED] = used
+    head[CHOSEN] += len(every_N)
+    slots = slice(first, used)
+    parts.index_C[slots] = rows_N
+    at = np.divmod(rows_N, tokens.shape[1])
+    for column, values in zip(
+        parts.columns_4C,
+        (tokens, chosen.document_RP, chosen.position_RP, chosen.domain_RP),
+        strict=True,
+    ):
+        column[slots] = -1 if values is None else np.broadcast_to(values, tokens.shape)[at]
+    parts.ids_LCK[:, slots] = -1
+    parts.gates_LCK[:, slots] = np.nan
+
+
+def _read_on_cpu(
+    ids_TK: Tensor, gates_TK: Tensor, layers: int, k: int, capacity: int, place: int,
+    flags: Tensor, table: Tensor,
+) -> None:  # fmt: skip
+    if torch._C._current_graph_task_id() != -1 or not flags.numpy()[ACTIVE]:
+        return
+    parts = TraceTable(layers, k, capacity).parts(table.numpy())
+    head = parts.head
+    fits = head[TOKENS] == len(ids_TK) and parts.read_L[place] != head[SERIAL]
+    parts.read_L[place] = head[SERIAL]
+    if not fits:
+        head[MISMATCHED] += 1
+        return
+    slots = slice(head[FIRST], head[USED])
+    if slots.start == slots.stop:
+        return
+    rows_N = parts.index_C[slots]
+    parts.ids_LCK[place, slots] = ids_TK.numpy()[rows_N]
+    if gates_TK.dtype == torch.bfloat16:  # numpy has none
+        parts.gates_LCK[place, slots] = gates_TK[torch.from_numpy(rows_N)].float().numpy()
+    else:
+        parts.gates_LCK[place, slots] = gates_TK.numpy()[rows_N]
+
+
+# On any device, without the host waiting for it
+
+
+def _begin_on_device(
+    tokens_RP: Tensor, documents: Tensor, positions: Tensor, domains: Tensor, keep: Tensor,
+    limit: int, layers: int, k: int, capacity: int, flags: Tensor, table: Tensor,
+) -> None:  # fmt: skip
+    if torch._C._current_graph_task_id() != -1:
+        return
+    parts = TraceTable(layers, k, capacity).parts(table)
+    head = parts.head
+    chosen = choose(tokens_RP, documents, positions, domains, keep, limit)
+    chosen_T = (chosen.chosen_RP & (flags[ACTIVE] != 0)).flatten()
+    count_T = chosen_T.long().cumsum(0)
+    first = head[USED].clone()
+    slot_T = (first + count_T - 1).clamp(max=capacity)
+    slot_T = torch.where(chosen_T, slot_T, capacity)
+    T = len(slot_T)
+    parts.index_C.scatter_(0, slot_T, torch.arange(T, device=table.device))
+    found = count_T[-1] if T else torch.zeros_like(first)
+    used = (first + found).clamp(max=capacity)
+    slot_C = torch.arange(capacity, device=table.device)
+    new_C = (slot_C >= first) & (slot_C < used)
+    rows_C = torch.where(new_C, parts.index_C[:-1], 0)
+    for column, values in zip(
+        parts.columns_4C,
+        (tokens_RP, chosen.document_RP, chosen.position_RP, chosen.domain_RP),
+        strict=True,
+    ):
+        if values is None:
+            column.masked_fill_(new_C, -1)
+        else:
+            known_C = values.expand(tokens_RP.shape).flatten()[rows_C]
+            column.copy_(torch.where(new_C, known_C, column))
+    parts.ids_LCK.masked_fill_(new_C[:, None], -1)
+    parts.gates_LCK.masked_fill_(new_C[:, None], float("nan"))
+    head[CHOSEN] += found
+    head[FIRST] = first
+    head[USED] = used
+    head[TOKENS] = T
+    head[SERIAL] += 1
+
+
+def _read_on_device(
+    ids_TK: Tensor, gates_TK: Tensor, layers: int, k: int, capacity: int, place: int,
+    flags: Tensor, table: Tensor,
+) -> None:  # fmt: skip
+    if torch._C._current_graph_task_id() != -1 or not len(ids_TK):
+        return
+    parts = TraceTable(layers, k, capacity).parts(table)
+    head = parts.head
+    active = flags[ACTIVE] != 0
+    fits = (head[TOKENS] == len(ids_TK)) & (parts.read_L[place] != head[SERIAL])
+    head[MISMATCHED] += active & ~fits
+    parts.read_L[place] = torch.where(active, head[SERIAL], parts.read_L[place])
+    slot_C = torch.arange(capacity, device=table.device)
+    mine_C = ((slot_C >= head[FIRST]) & (slot_C < head[USED]) & fits & active)[:, None]
+    rows_C = torch.where(mine_C[:, 0], parts.index_C[:-1], 0)
+    for held, shown in ((parts.ids_LCK, ids_TK), (parts.gates_LCK, gates_TK)):
+        held[place] = torch.where(mine_C, shown[rows_C].to(held.dtype), held[place])
+
+
+_LIBRARY = torch.library.Library("workbench", "FRAGMENT")
+_LIBRARY.define(
+    "trace_tokens(Tensor tokens_RP, Tensor documents, Tensor positions, Tensor domains, "
+    "Tensor keep, int limit, int layers, int k, int capacity, Tensor flags, Tensor(a!) table) -> ()"
+)
+_LIBRARY.define(
+    "trace_routes(Tensor ids_TK, Tensor gates_TK, int layers, int k, int capacity, int place, "
+    "Tensor flags, Tensor(a!) table) -> ()"
+)
+for _name, _cpu, _device in (
+    ("trace_tokens", _begin_on_cpu, _begin_on_device),
+    ("trace_routes", _read_on_cpu, _read_on_device),
+):
+    _LIBRARY.impl(_name, _cpu, "CPU")
+    _LIBRARY.impl(_name, _device, "CompositeExplicitAutograd")
+    # Without a result there is no gradient: autograd passes by, whatever the inputs require.
+    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"workbench::{_name}")(lambda *arguments: None)
