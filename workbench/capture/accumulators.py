@@ -1,80 +1,169 @@
-"""What a run's routers have shown since the last step was taken: plain tensors on the model's
-device.
+"""What a model's routers have shown since the last step was taken: one table of numbers on the
+model's device.
 
-Needs   the number of routers, experts and domains.
-Yields  Accumulators: views that `route_stats` adds to, and `take`, one step's arrays under their
-        names in the schema.
+Needs   the number of routers, domains and experts.
+Yields  Table, where each number lies in the table; Accumulators, the tensors that `route_stats`
+        adds to; `as_variables`, one step's arrays under their names in the schema.
 
-They are not buffers of the model: DDP would overwrite them with rank 0's, FSDP would shard them,
-and a state_dict would carry them.
+Everything of every step lies in one tensor, so that the end of a step costs one copy and one fill.
+It is no buffer of the model: DDP would overwrite it with rank 0's, FSDP would shard it, and a
+state_dict would carry it. Counts are int64. Sums are float64 (a float32 sum of ones stops growing
+at 2^24 tokens) and lie in the same int64 storage, bit for bit.
+
+Imports with torch and numpy alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.capture.route_stats import SUMS
+# Shapes: L routers, D domains (at least 1), E experts, B bins.
 
-# Shapes: L routers, D domains (at least 1), E experts.
+NEAR_TIE_LOGITS = 0.1
+"""A token whose margin is nearer to zero than this is nearly tied, logits."""
+ENTROPY_BINS = 32
+"""Equal bins of entropy / ln E over [0, 1]."""
+TALLIES = ("tokens", "near_tie")
+"""Counts of tokens, by layer."""
+MASSES = ("gate_mass", "prob_mass")
+"""Sums over tokens, by layer and expert."""
+SUMS = ("entropy", "margin", "z_squared", "topk_mass")
+"""Sums over tokens, by layer."""
+ACTIVE, SLOW = 0, 1
+"""Places in the flags: count this forward at all; read the slow quantities too."""
+
+
+class Parts(NamedTuple):
+    """Views of a table, as tensors or as arrays."""
+
+    counts_LDE: Any
+    """int64, assignments by layer, domain and expert."""
+    tallies_L2: Any
+    """int64, as TALLIES."""
+    masses_L2E: Any
+    """float64, as MASSES."""
+    sums_L4: Any
+    """float64, as SUMS."""
+
+
+class SlowParts(NamedTuple):
+    """Views of the table of slow quantities."""
+
+    pairs_LEE: Any
+    """int64, tokens for which both experts were chosen; the diagonal is the load."""
+    entropy_histogram_LB: Any
+    """int64, tokens by entropy / ln E."""
 
 
 @dataclass(frozen=True)
-class Accumulators:
-    """Sums since the last `take`, for all routers of a model."""
+class Table:
+    """Where every number lies.
 
-    counts_LDE: Tensor
-    masses_L2E: Tensor
-    sums_LS: Tensor
-    pairs_LEE: Tensor
+    Example:
+        >>> Table(layers=2, domains=1, experts=4).cells
+        36
+    """
 
-    @classmethod
-    def zeros(cls, layers: int, experts: int, domains: int, device: torch.device) -> Accumulators:
-        """Empty accumulators on `device`."""
-        # Double precision: a float32 sum stops growing at 2^24 tokens of mass 1.
-        return cls(
-            torch.zeros(layers, max(domains, 1), experts, dtype=torch.int64, device=device),
-            torch.zeros(layers, 2, experts, dtype=torch.float64, device=device),
-            torch.zeros(layers, len(SUMS), dtype=torch.float64, device=device),
-            torch.zeros(layers, experts, experts, dtype=torch.int64, device=device),
+    layers: int
+    domains: int
+    experts: int
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the four parts, in their order in the table."""
+        L, D, E = self.layers, self.domains, self.experts
+        return (L, D, E), (L, len(TALLIES)), (L, len(MASSES), E), (L, len(SUMS))
+
+    @property
+    def int_cells(self) -> int:
+        """Cells before the first float64."""
+        return prod(self.shapes[0]) + prod(self.shapes[1])
+
+    @property
+    def cells(self) -> int:
+        return sum(prod(shape) for shape in self.shapes)
+
+    @property
+    def slow_cells(self) -> int:
+        return self.layers * (self.experts**2 + ENTROPY_BINS)
+
+    def parts(self, table: Any) -> Parts:
+        """Parts of tables (..., cells), tensors or arrays; views, where it is a single table."""
+        lead = tuple(table.shape[:-1])
+        counts, tallies, masses, sums = self.shapes
+        a, b = prod(counts), self.int_cells
+        c = b + prod(masses)
+        float64 = torch.float64 if isinstance(table, Tensor) else np.float64
+        return Parts(
+            table[..., :a].reshape(lead + counts),
+            table[..., a:b].reshape(lead + tallies),
+            table[..., b:c].view(float64).reshape(lead + masses),
+            table[..., c:].view(float64).reshape(lead + sums),
         )
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All four, in the order that `route_stats` takes them."""
-        return self.counts_LDE, self.masses_L2E, self.sums_LS, self.pairs_LEE
-
-    def take(self) -> tuple[np.ndarray, ...]:
-        """The four on the host, and zero here."""
-        taken = tuple(t.cpu().numpy().copy() for t in self.tensors())
-        self.clear()
-        return taken
-
-    def clear(self) -> None:
-        """Forgets what was added, without waiting for the device."""
-        for tensor in self.tensors():
-            tensor.zero_()
+    def slow_parts(self, slow: Any) -> SlowParts:
+        """Likewise of tables of slow quantities (..., slow_cells)."""
+        lead, L, E = tuple(slow.shape[:-1]), self.layers, self.experts
+        return SlowParts(
+            slow[..., : L * E * E].reshape((*lead, L, E, E)),
+            slow[..., L * E * E :].reshape((*lead, L, ENTROPY_BINS)),
+        )
 
 
-def as_variables(
-    counts_LDE: np.ndarray, masses_L2E: np.ndarray, sums_LS: np.ndarray, *, with_domains: bool
-) -> dict[str, np.ndarray]:
-    """One step's router variables, without the step axis, as schema.py names them.
+class Accumulators:
+    """The tensors that `route_stats` adds to, for all routers of a model.
 
-    Raises nothing for a step without tokens: its means are NaN.
+    Example:
+        >>> sums = Accumulators(Table(layers=2, domains=1, experts=4), torch.device("cpu"))
+        >>> sums.table.dtype, sums.flags.tolist()
+        (torch.int64, [0, 0])
     """
-    sums = dict(zip(SUMS, sums_LS.T, strict=True))
-    tokens = sums.pop("tokens")
-    variables = {
-        "tokens": np.int64(tokens[0]),
-        "assignments": counts_LDE.sum(1),
-        "gate_mass": masses_L2E[:, 0].astype(np.float32),
-        "prob_mass": masses_L2E[:, 1].astype(np.float32),
-    }
+
+    def __init__(self, layout: Table, device: torch.device) -> None:
+        self.layout = layout
+        self.table = torch.zeros(layout.cells, dtype=torch.int64, device=device)
+        self.slow = torch.zeros(layout.slow_cells, dtype=torch.int64, device=device)
+        # On the device: a replayed CUDA graph reads them anew, Python does not run there.
+        self.flags = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def switch(self, *, active: bool, slow: bool = False) -> None:
+        """Says whether the forwards that follow count; does not wait for the device."""
+        self.flags[ACTIVE] = int(active)
+        self.flags[SLOW] = int(slow)
+
+    def clear(self, *, slow: bool = True) -> None:
+        """Forgets what was added, without waiting for the device."""
+        self.table.zero_()
+        if slow:
+            self.slow.zero_()
+
+
+def as_variables(layout: Table, tables: np.ndarray, *, with_domains: bool) -> dict[str, np.ndarray]:
+    """Router variables of steps, as the schema names them, the step first.
+
+    Args:
+        tables: (step, cells) int64, on the host.
+
+    A step without tokens gives means of NaN.
+    """
+    counts, tallies, masses, sums = layout.parts(tables)
+    tokens = tallies[:, :, :1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        variables |= {name: (total / tokens).astype(np.float32) for name, total in sums.items()}
+        near_tie = tallies[:, :, 1:] / tokens
+        means = np.concatenate([sums / tokens, near_tie], axis=-1).astype(np.float32)
+    variables = {
+        "tokens": tokens[:, 0, 0],
+        "assignments": counts.sum(2),
+        "gate_mass": masses[:, :, 0].astype(np.float32),
+        "prob_mass": masses[:, :, 1].astype(np.float32),
+    }
+    variables |= {name: means[..., place] for place, name in enumerate((*SUMS, "near_tie"))}
     if with_domains:
-        variables["domain_assignments"] = counts_LDE
+        variables["domain_assignments"] = counts
     return variables

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from workbench.capture.adapters.router_site import Reading, RouterSite
+from workbench.capture.adapters.router_site import Reading, RouterSite, probabilities
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,10 @@ def route(
     """
     seen: list[list[Reading]] = [[] for _ in sites]
 
-    def hook_for(place: int, site: RouterSite) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[place].append(site.read(output))
-
-        return hook
-
     device = next(model.parameters()).device
-    handles = [s.module.register_forward_hook(hook_for(i, s)) for i, s in enumerate(sites)]
+    handles = [
+        handle for shown, s in zip(seen, sites, strict=True) for handle in s.attach(shown.append)
+    ]
     was_training = model.training
     model.eval()
     try:
@@ -63,8 +58,8 @@ def route(
             handle.remove()
     ids = [torch.cat([r.ids_TK for r in of_site]).cpu().numpy() for of_site in seen]
     probs = [
-        torch.cat([r.logits_TE.float().softmax(-1) for r in of_site]).cpu().numpy()
-        for of_site in seen
+        torch.cat([probabilities(r.logits_TE, s.scores) for r in of_site]).cpu().numpy()
+        for of_site, s in zip(seen, sites, strict=True)
     ]
     return {
         "expert_ids": np.stack(ids, axis=1).astype(np.int16),

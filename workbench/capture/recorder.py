@@ -9,37 +9,35 @@ Yields  Recorder: around every training step, at every checkpoint, and at the en
     recorder.checkpoint(path)
 
 Between the hook and the step's end nothing leaves the model's device. Capture changes no number of
-the training: it reads detached tensors and draws nothing at random.
+the training: it reads detached tensors and draws nothing at random. The counting is the tap's
+(tap.py), the writing the background writer's (writer.py); this joins them to a run.
 """
 
 from __future__ import annotations
 
 import atexit
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from workbench.capture.accumulators import Accumulators, as_variables
-from workbench.capture.adapters.router_site import RouterSite, find_routers
+from workbench.capture.adapters.find import find_routers
+from workbench.capture.budget import Budget
 from workbench.capture.probe_set import ProbeSet, route
-from workbench.capture.route_stats import ACTIVE, COACTIVATION, route_stats
+from workbench.capture.ranks import Ranks
+from workbench.capture.rows import TRAIN_VALUES, SeenTokens
 from workbench.capture.run_folder import RunFolder
+from workbench.capture.tap import Tap
 from workbench.capture.writer import BackgroundWriter, Rows
-from workbench.errors import CaptureError, RunExists, UsageError
+from workbench.errors import RunExists, UsageError
 from workbench.store.layout import Layout, ProbeTokens, Task
 from workbench.store.run_store import RunStore
-
-TRAIN_VALUES = ("loss", "lr", "grad_norm")
-"""What `log` takes."""
 
 
 class Recorder:
@@ -50,12 +48,18 @@ class Recorder:
             first forward and before compiling.
         path: the run's folder; begun where there is none.
         branch: the arm that is recorded.
-        domains: names of the domains that `step` labels rows with.
+        routers: how to read routers that are not known, such as a `Generic`.
+        domains: names of the domains that labels name.
         tasks: what `evaluations` will hold.
         probe: fixed tokens whose routing is recorded at every checkpoint.
         resume_at: go on from the checkpoint of this step; what the branch holds after it is set
             aside, not lost.
         coactivation_every: steps between two readings of which experts are chosen together.
+        overhead: the share of a step that capture may cost, such as "1%" or 0.01; the recorder
+            measures its own cost and reads fewer steps where it is above. None: every step,
+            whatever it costs.
+        group: the ranks whose tokens differ, in a distributed training; None for all. Every rank
+            makes a recorder; the first one writes.
         about: further entries of run.json, where the run is begun here.
 
     Raises:
@@ -70,60 +74,82 @@ class Recorder:
         path: str | Path,
         *,
         branch: str = "main",
+        routers: Any = None,
         domains: Sequence[str] = (),
         tasks: Sequence[Task] = (),
         probe: ProbeSet | None = None,
         resume_at: int | None = None,
         coactivation_every: int = 25,
+        overhead: str | float | None = None,
+        group: Any = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = RunFolder(path)
         self.branch = branch
         self.model = model
         self.probe = probe
-        self.sites: list[RouterSite] = find_routers(model)
-        self.coactivation_every = coactivation_every
-        experts, k = self.sites[0].num_experts, self.sites[0].experts_per_token
-        layout = Layout(
-            layers=tuple(range(len(self.sites))), experts=experts, k=k, domains=tuple(domains)
-        )
-        self.k = k
+        self.sites = find_routers(model, routers)
         self.domains = tuple(domains)
-        if not self.folder.exists:
-            self.folder.create(**dict(about or {}))
-        self.store = self._open_store(layout)
+        self.ranks = Ranks(group)
+        self._budget = None if overhead is None else Budget.parse(overhead, coactivation_every)
         self.set_aside = None
-        if resume_at is not None:
-            self.set_aside = self.store.rollback(branch, resume_at)
-        self._writer = BackgroundWriter(self.store, branch, _rest_of_layout(tasks, probe))
+        self._writer: BackgroundWriter | None = None
+        self._seen = SeenTokens()
+        if self.ranks.first:
+            self._writer = self._open_writer(tasks, resume_at, about)
         try:
-            self._check_fresh(resume_at)
-            self._device = next(model.parameters()).device
-            self._accumulators = Accumulators.zeros(
-                len(self.sites), experts, len(domains), self._device
+            self._tap = Tap(
+                self.sites,
+                domains=len(self.domains),
+                device=next(model.parameters()).device,
+                model=model,
+                coactivation_every=coactivation_every,
+                ranks=self.ranks,
             )
-            self._switches = torch.zeros(2, dtype=torch.int64)
-            self._now = _Labels(torch.empty(0, dtype=torch.int64, device=self._device))
-            self._hooks = [
-                site.module.register_forward_hook(self._hook(place, site))
-                for place, site in enumerate(self.sites)
-            ]
         except BaseException:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
             raise
+        if self._writer is not None:
+            self._writer.listen(self._tap, self._seen, with_domains=bool(self.domains))
         self._values: dict[str, float] = {}
-        self._tokens_seen = self._last_tokens_seen(resume_at)
-        self._checked = False
-        self._last_step = resume_at or 0
+        self.last_step = resume_at or 0
+        """The step that was recorded last; 0 before the first."""
         self._closed = False
         # A recorder that is forgotten still ends its thread and frees the branch.
-        self._finalizer = weakref.finalize(self, _end, self._writer, self._hooks)
+        self._finalizer = weakref.finalize(self, _end, self._writer, self._tap)
         self._finalizer.atexit = False
         _before_executors_stop(self._finalizer)
 
+    def _open_writer(
+        self, tasks: Sequence[Task], resume_at: int | None, about: Mapping[str, Any] | None
+    ) -> BackgroundWriter:
+        layout = Layout(
+            layers=tuple(range(len(self.sites))),
+            experts=self.sites[0].num_experts,
+            k=self.sites[0].experts_per_token,
+            domains=self.domains,
+        )
+        if not self.folder.exists:
+            self.folder.create(**dict(about or {}))
+        self.store = self._open_store(layout)
+        if resume_at is not None:
+            self.set_aside = self.store.rollback(self.branch, resume_at)
+        writer = BackgroundWriter(self.store, self.branch, _rest_of_layout(tasks, self.probe))
+        last = writer.last("train")
+        if resume_at is None and last is not None:
+            writer.close()
+            raise RunExists(
+                f"{self.folder.path} has steps up to {last} on branch {self.branch!r}: give "
+                f"resume_at=<step of a checkpoint> to go on, another branch, or another folder."
+            )
+        self._seen = SeenTokens(self._last_tokens_seen(resume_at), self.ranks.count)
+        return writer
+
     def _open_store(self, layout: Layout) -> RunStore:
         if not self.folder.store.exists():
-            return RunStore.create(self.folder.store, layout, {"run": self.folder.path.name})
+            about = {"run": self.folder.path.name, "scores": self.sites[0].scores.name.lower()}
+            return RunStore.create(self.folder.store, layout, about)
         store = RunStore.open(self.folder.store)
         there = store.read(self.branch).layout
         asked, held = ((x.layers, x.experts, x.k, x.domains) for x in (layout, there))
@@ -134,121 +160,98 @@ class Recorder:
             )
         return store
 
-    def _check_fresh(self, resume_at: int | None) -> None:
-        last = self._writer.last("router")
-        if resume_at is None and last is not None:
-            raise RunExists(
-                f"{self.folder.path} has steps up to {last} on branch {self.branch!r}: give "
-                f"resume_at=<step of a checkpoint> to go on, another branch, or another folder."
-            )
-
     def _last_tokens_seen(self, resume_at: int | None) -> int:
         if not resume_at:
             return 0
         train = self.store.read(self.branch).dataset("train")
         return int(train["tokens_seen"][-1]) if train.sizes.get("step") else 0
 
-    def _hook(self, place: int, site: RouterSite) -> Any:
-        # The hook must not hold the recorder: one that is forgotten could never be collected.
-        accumulators = [t[place] for t in self._accumulators.tensors()]
-        now, switches = self._now, self._switches
-
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            route_stats(*site.read(output), now.domains, now.keep, switches, *accumulators)
-
-        return hook
-
     @contextmanager
     def step(
         self,
         step: int,
-        tokens: int,
+        tokens: int | None = None,
         *,
         domains: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Iterator[Recorder]:
         """Around one optimizer step; what the routers see in it becomes one sample.
 
-        A step that ends in an exception leaves no sample.
+        Any number of forwards may lie in it; recomputation for activation checkpointing and
+        evaluation (modules in eval mode) do not count. A step that ends in an exception leaves no
+        sample.
 
         Args:
             step: its number, above the last one's.
-            tokens: training tokens of the step; the first step is checked against it.
+            tokens: training tokens of the step that this rank sees, without padding; the first step
+                is checked against it. None: as many as the routers saw.
             domains: (rows,) or (rows, pos), int64: each token's domain, as an index into the
-                recorder's `domains`.
-            keep: like `domains`, bool: False for padding.
+                recorder's `domains`. For several micro-batches call `labels` before each.
+            keep: like `domains`, bool: False for padding. A two-dimensional `attention_mask` among
+                the model's keyword arguments is taken by itself.
 
         Raises:
             CaptureError: the first step's counts are not tokens x k in every layer.
         """
-        self._begin(step, domains, keep)
+        self.begin(step)
         try:
+            if domains is not None or keep is not None:
+                self.labels(domains=domains, keep=keep)
             yield self
         except BaseException:
-            self._accumulators.clear()
+            self.abandon()
             raise
-        finally:
-            self._switches.zero_()
-        self._end(step, tokens)
+        self.end(tokens)
 
-    def _begin(self, step: int, domains: Tensor | None, keep: Tensor | None) -> None:
+    def begin(self, step: int) -> None:
+        """The first half of `step`, for trainers that call back at the begin and at the end."""
         if self._closed:
             raise UsageError("this recorder is closed: make another with resume_at.")
         if step < 1:
             raise UsageError(f"step {step}: steps count from 1, the first update.")
-        if step <= self._last_step:
+        if step <= self.last_step:
             raise UsageError(
-                f"step {step} after step {self._last_step}: steps must grow; to go back, make a "
+                f"step {step} after step {self.last_step}: steps must grow; to go back, make a "
                 f"recorder with resume_at."
             )
-        if domains is not None and not self.domains:
-            raise UsageError(
-                "step(domains=...): this recorder has no domains; name them when it is made: "
-                "Recorder(model, path, domains=[...])."
-            )
-        if domains is not None and not domains.is_cuda and domains.numel():
-            low, high = int(domains.min()), int(domains.max())
-            if low < 0 or high >= len(self.domains):
-                raise UsageError(
-                    f"step(domains=...): labels from {low} to {high}, expected 0 to "
-                    f"{len(self.domains) - 1}, the places in the recorder's domains."
-                )
-        self._now.domains = self._now.none if domains is None else domains.to(self._device)
-        self._now.keep = self._now.none if keep is None else keep.to(self._device)
+        if self._writer is not None:
+            self._writer.tell()
+        self._tap.begin(step)
         self._values = {}
-        self._switches[ACTIVE] = 1
-        self._switches[COACTIVATION] = int(step % self.coactivation_every == 0)
 
-    def _end(self, step: int, tokens: int) -> None:
-        counts, masses, sums, pairs = self._accumulators.take()
-        if not self._checked:
-            self._check_counts(counts, tokens)
-            self._checked = True
-        router = as_variables(counts, masses, sums, with_domains=bool(self.domains))
-        rows = {"step": np.array([step])} | {n: np.asarray(v)[None] for n, v in router.items()}
-        if step % self.coactivation_every == 0:
-            rows |= {"sample": np.array([step]), "coactivation": pairs[None]}
-        self._writer.put(Rows("router", rows))
-        self._tokens_seen += tokens
-        self._last_step = step
-        train: dict[str, np.ndarray] = {
-            "step": np.array([step]),
-            "tokens_seen": np.array([self._tokens_seen]),
-            "utc": np.array([time.time()]),
-        }
-        for name in TRAIN_VALUES:
-            train[name] = np.array([self._values.get(name, np.nan)], dtype=np.float32)
-        self._writer.put(Rows("train", train))
+    def labels(
+        self,
+        *,
+        domains: Tensor | None = None,
+        keep: Tensor | None = None,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> None:
+        """Says what the tokens of the forwards that follow are, until the next call or the step's
+        end: once a micro-batch.
 
-    def _check_counts(self, counts_LDE: np.ndarray, tokens: int) -> None:
-        for site, found in zip(self.sites, counts_LDE.sum((1, 2)), strict=True):
-            if found != tokens * self.k:
-                raise CaptureError(
-                    f"router {site.name}: counted {found} assignments in the first step, "
-                    f"expected tokens x k = {tokens} x {self.k} = {tokens * self.k}. Either "
-                    f"tokens={tokens} is not what the model saw (padding? another rank's share?), "
-                    f"or the recorder was made after the first compiled forward."
-                )
+        Args:
+            domains, keep: as of `step`.
+            documents: like `domains`, int64: ids of the documents.
+            positions: like `domains`, int64: places in those documents.
+        """
+        self._tap.labels.set(domains=domains, keep=keep, documents=documents, positions=positions)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Around forwards that do not count although the model is in training mode."""
+        return self._tap.paused()
+
+    def abandon(self) -> None:
+        """Drops the step under way, such as one that failed; fine where none is."""
+        self._tap.abandon()
+
+    def end(self, tokens: int | None = None) -> None:
+        """The second half of `step`."""
+        step = self._tap.step
+        note = self._tap.end(tokens, **self._values)
+        self.last_step = step or self.last_step
+        if self._budget is not None:
+            self._budget.follow(self._tap, note)
 
     def log(self, **values: float) -> None:
         """Numbers of the step under way: loss (nats per token), lr, grad_norm.
@@ -268,14 +271,12 @@ class Recorder:
             correct: (task, item) int8, in the order of the recorder's tasks.
             logprob: (task, item) float32, nats.
         """
-        rows = {"correct": correct, "logprob": logprob}
-        self._put_checkpoint("evaluations", step, rows)
+        self._put_checkpoint("evaluations", step, {"correct": correct, "logprob": logprob})
 
     def _put_checkpoint(self, group: str, step: int, values: Mapping[str, np.ndarray]) -> None:
-        labels = {
-            "checkpoint": np.array([step]), "tokens_seen": np.array([self._tokens_seen])
-        }  # fmt: skip
-        self._writer.put(Rows(group, labels | {n: v[None] for n, v in values.items()}))
+        if self._writer is not None:
+            label = {"checkpoint": np.array([step])}
+            self._writer.put(Rows(group, label | {n: v[None] for n, v in values.items()}))
 
     def checkpoint(self, path: str | Path, *, step: int | None = None, **about: Any) -> None:
         """Says that weights were saved at `path`: reads the probe set, makes all so far durable,
@@ -285,11 +286,14 @@ class Recorder:
             path: where the weights are.
             step: of the checkpoint; None for the last recorded one.
             about: further fields of the checkpoint's record, such as phase=, lr=, mixture=.
+
+        In a distributed training call it on every rank, or on the first alone; with a probe set and
+        a sharded model on every rank, because the model then runs on all.
         """
-        step = self._last_step if step is None else step
+        step = self.last_step if step is None else step
         if self.probe is not None:
             self._put_checkpoint("activations", step, route(self.model, self.sites, self.probe))
-        if self._writer.flush(tag=step):
+        if self._writer is not None and self._writer.flush(tag=step):
             self._index(Path(path), step, about)
 
     def _index(self, path: Path, step: int, about: Mapping[str, Any]) -> None:
@@ -304,7 +308,8 @@ class Recorder:
         try:
             enter_checkpoint(
                 self.folder.path, path, branch=self.branch, step=step,
-                tokens_seen=self._tokens_seen, parent=self.store.lineage(self.branch), about=about,
+                tokens_seen=self._seen.at(step), parent=self.store.lineage(self.branch),
+                about=about,
             )  # fmt: skip
         except (
             CheckpointIncomplete,
@@ -323,21 +328,22 @@ class Recorder:
     @property
     def dropped(self) -> int:
         """Samples that were not written, because the disk was too slow or failed."""
-        return self._writer.dropped
+        return self._writer.dropped if self._writer is not None else 0
 
     def close(self) -> None:
-        """Writes what waits and frees the branch; says so if anything was dropped. Closing twice is
-        fine.
+        """Writes what waits, takes the hooks off and frees the branch; says so if anything was
+        dropped. Closing twice is fine.
         """
         if self._closed:
             return
         self._closed = True
         self._finalizer()
-        if self.dropped or self._writer.error:
-            self.folder.update(capture={self.branch: {"dropped": self.dropped}})
+        writer = self._writer
+        if writer is not None and (writer.dropped or writer.error):
+            self.folder.update(capture={self.branch: {"dropped": writer.dropped}})
             warnings.warn(
-                f"capture dropped {self.dropped} samples of branch {self.branch!r}"
-                + (f": {self._writer.error}" if self._writer.error else ": the disk was too slow."),
+                f"capture dropped {writer.dropped} samples of branch {self.branch!r}"
+                + (f": {writer.error}" if writer.error else ": the disk was too slow."),
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -349,17 +355,10 @@ class Recorder:
         self.close()
 
 
-class _Labels:
-    """Domain and padding labels of the step under way; empty tensors where there are none."""
-
-    def __init__(self, none: Tensor) -> None:
-        self.none = self.domains = self.keep = none
-
-
-def _end(writer: BackgroundWriter, hooks: Sequence[Any]) -> None:
-    for hook in hooks:
-        hook.remove()
-    writer.close()
+def _end(writer: BackgroundWriter | None, tap: Tap) -> None:
+    tap.close()
+    if writer is not None:
+        writer.close()
 
 
 def _before_executors_stop(function: Callable[[], Any]) -> None:

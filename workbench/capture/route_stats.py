@@ -1,121 +1,123 @@
 """`route_stats`: the one op that reads a router, and adds what it saw to accumulators.
 
-Needs   router logits (token, expert), chosen ids and gates (token, k), and optionally each token's
+Needs   router scores (token, expert), chosen ids and gates (token, k), and optionally each token's
         domain and whether it counts.
-Yields  nothing: counts, masses and sums grow in place.
+Yields  nothing: the tables of accumulators.py grow in place.
 
 It is one opaque `torch.library` op, so that a compiler neither splits its graph there nor looks
 inside. Two decisions are therefore taken anew at every call, inside its body: whether this forward
 is a recomputation for activation checkpointing (then it adds nothing, or every count would double),
-and what the switches say.
+and what the flags say. The flags lie on the device: a replayed CUDA graph runs no Python.
+
+Imports with torch and numpy alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from time import perf_counter
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from workbench.store.schema import NEAR_TIE_LOGITS
+from workbench.capture import route_stats_cpu, route_stats_reference
+from workbench.capture.accumulators import ACTIVE
 
-# Shapes: T tokens of this forward, E experts, K chosen a token, D domains.
-
-SUMS = ("tokens", "entropy", "margin", "z_squared", "topk_mass", "near_tie")
-"""What the columns of the per-layer sums hold."""
-ACTIVE, COACTIVATION = 0, 1
-"""Places in the switches: count this forward at all; count pairs of experts too."""
+# Shapes: T tokens of this forward, E experts, K chosen a token.
 
 
-@torch.library.custom_op(
-    "workbench::route_stats", mutates_args=("counts_DE", "masses_2E", "sums_S", "pairs_EE")
+_NAME = "workbench::route_stats"
+# Defined by its schema and not by `torch.library.custom_op`: a call costs 7 microseconds so, and 48
+# the other way.
+_LIBRARY = torch.library.Library("workbench", "FRAGMENT")
+_LIBRARY.define(
+    "route_stats(Tensor logits_TE, Tensor ids_TK, Tensor gates_TK, Tensor domains, Tensor keep, "
+    "int scores, int layers, int place, int num_domains, "
+    "Tensor flags, Tensor(a!) table, Tensor(b!) slow) -> ()"
 )
+
+
 def route_stats(
     logits_TE: Tensor,
     ids_TK: Tensor,
     gates_TK: Tensor,
     domains: Tensor,
     keep: Tensor,
-    switches: Tensor,
-    counts_DE: Tensor,
-    masses_2E: Tensor,
-    sums_S: Tensor,
-    pairs_EE: Tensor,
+    scores: int,
+    layers: int,
+    place: int,
+    num_domains: int,
+    flags: Tensor,
+    table: Tensor,
+    slow: Tensor,
 ) -> None:
     """Adds one forward of one router to its accumulators.
 
     Args:
-        logits_TE: router logits, any float dtype; the statistics are computed in float32.
-        ids_TK: chosen experts, integers in [0, E).
+        logits_TE: router scores, any float dtype; the statistics are computed in float32.
+        ids_TK: chosen experts, integers in [0, E); -1 for an assignment that was dropped.
         gates_TK: their weights.
-        domains: (T,), or (rows,) where T is a multiple of rows and each row's tokens lie together;
-            empty: domain 0.
+        domains: int64 (T,), or (rows,) where T is a multiple of rows and each row's tokens lie
+            together; empty: domain 0.
         keep: like `domains`, bool: tokens that count (padding does not); empty: all.
-        switches: (2,) int64 on the host: ACTIVE, COACTIVATION.
-        counts_DE: int64, assignments by domain and expert.
-        masses_2E: float64, gate mass and probability mass by expert.
-        sums_S: float64, the sums named in SUMS.
-        pairs_EE: int64, tokens for which both experts were chosen.
+        scores: a value of `Scores`: what logits_TE are.
+        layers, place: routers of the model, and which of them this is.
+        num_domains: at least 1.
+        flags: (2,) int64 on the same device: ACTIVE, SLOW.
+        table: (cells,) int64, laid out by `Table`.
+        slow: (slow_cells,) int64, likewise; added to only where the flag SLOW is set.
     """
+    torch.ops.workbench.route_stats(
+        logits_TE, ids_TK, gates_TK, domains, keep, scores, layers, place, num_domains,
+        flags, table, slow,
+    )  # fmt: skip
+
+
+def spent() -> float:
+    """Seconds that this process's threads have spent in the op so far; on a GPU in launching it."""
+    return _spent[0]
+
+
+_spent = [0.0]
+
+
+def _on_cpu(*arguments: Any) -> None:
     # A backward pass is under way: this forward is a recomputation, and was counted before.
-    if torch._C._current_graph_task_id() != -1 or not switches[ACTIVE]:
-        return
-    T, E = logits_TE.shape
-    logits = logits_TE.float()
-    ids, gates = ids_TK.long(), gates_TK.float()
-    domain_T = _per_token(domains, T)
-    if keep.numel():
-        kept = _per_token(keep, T)
-        logits, ids, gates = logits[kept], ids[kept], gates[kept]
-        domain_T = domain_T[kept] if domain_T is not None else None
-    lse = logits.logsumexp(-1, keepdim=True)
-    logprobs = logits - lse
-    probs = logprobs.exp()
-    lowest_chosen = logits.gather(-1, ids).amin(-1)
-    best_left_out = logits.scatter(-1, ids, float("-inf")).amax(-1)
-    margin = lowest_chosen - best_left_out
-    flat = ids if domain_T is None else ids + E * domain_T.unsqueeze(-1)
-    flat_N = flat.flatten()
-    counts_DE.view(-1).index_add_(0, flat_N, torch.ones_like(flat_N))
-    masses_2E[0].index_add_(0, ids.flatten(), gates.flatten().to(masses_2E.dtype))
-    masses_2E[1] += probs.sum(0)
-    # With k = E nothing is left out and the margin is infinite: there is no tie to be near.
-    finite = torch.where(margin.isfinite(), margin, torch.zeros_like(margin))
-    # Where an expert is masked out (-inf logits), p ln p is 0 and not NaN.
-    plogp = torch.where(probs > 0, probs * logprobs, torch.zeros_like(probs))
-    sums_S += torch.stack(
-        [
-            torch.full((), float(len(logits)), device=logits.device),
-            -plogp.sum(),
-            finite.sum(),
-            lse.square().sum(),
-            probs.gather(-1, ids).sum(),
-            (margin < NEAR_TIE_LOGITS).sum().float(),
-        ]
-    ).to(sums_S.dtype)
-    if switches[COACTIVATION]:
-        chosen = torch.zeros_like(logits).scatter_(-1, ids, 1.0)
-        # Sums of ones are exact in float32 up to 2^24 tokens a forward.
-        pairs_EE += (chosen.T @ chosen).round().long()
+    if torch._C._current_graph_task_id() == -1 and arguments[FLAGS][ACTIVE]:
+        began = perf_counter()
+        route_stats_cpu.add(*arguments)
+        _spent[0] += perf_counter() - began
 
 
-@route_stats.register_fake
-def _(
-    logits_TE: Tensor,
-    ids_TK: Tensor,
-    gates_TK: Tensor,
-    domains: Tensor,
-    keep: Tensor,
-    switches: Tensor,
-    counts_DE: Tensor,
-    masses_2E: Tensor,
-    sums_S: Tensor,
-    pairs_EE: Tensor,
-) -> None:
+def _on_device(*arguments: Any) -> None:
+    if torch._C._current_graph_task_id() == -1:
+        began = perf_counter()
+        _of_device(arguments[FLAGS].device.type)(*arguments)
+        _spent[0] += perf_counter() - began
+
+
+FLAGS = 9
+"""Place of the flags among the arguments."""
+_LIBRARY.impl("route_stats", _on_cpu, "CPU")
+_LIBRARY.impl("route_stats", _on_device, "CompositeExplicitAutograd")
+# It has no result and so no gradient: autograd passes it by, whatever its inputs require.
+_LIBRARY.impl("route_stats", torch.library.fallthrough_kernel, "Autograd")
+
+
+@torch.library.register_fake(_NAME)
+def _(*arguments: Any) -> None:
     return None
 
 
-def _per_token(labels: Tensor, tokens: int) -> Tensor | None:
-    """Labels of rows spread over the rows' tokens; None where there are none."""
-    if not labels.numel():
-        return None
-    labels = labels.flatten()
-    return labels if len(labels) == tokens else labels.repeat_interleave(tokens // len(labels))
+@cache
+def _of_device(kind: str) -> Callable[..., None]:
+    """The kernel for a kind of device; plain torch where there is none."""
+    if kind == "cuda":
+        try:
+            from workbench.capture import route_stats_triton
+        except ImportError:
+            return route_stats_reference.add
+        return route_stats_triton.add
+    return route_stats_reference.add

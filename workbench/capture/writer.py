@@ -1,11 +1,14 @@
-"""The background writer: takes samples off the training thread and commits them to the store.
+"""The background writer: takes samples out of the ring and commits them to the store.
 
-Needs   a store and a branch.
+Needs   a store and a branch; the ring that a tap fills.
 Yields  BackgroundWriter: `put` never waits; `flush` waits until all is durable.
 
-Training must not stop because of capture: when the queue is full a sample is dropped and counted;
-when the disk fails, the first error is kept and told (a warning at the next step, and again at the
-end), and everything later is counted as dropped.
+Training must not stop because of capture: a full ring drops samples and counts them; when the disk
+fails, the first error is kept and told (a warning at the next step, and again at the end), and
+everything later is counted as dropped.
+
+The thread looks into the ring a few times a second and takes what has gathered, so that the
+training thread neither wakes it at every step nor waits for its turn with the interpreter.
 """
 
 from __future__ import annotations
@@ -13,16 +16,20 @@ from __future__ import annotations
 import queue
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from workbench.capture.ring import Ring, Sample
+from workbench.capture.rows import SeenTokens, router_rows, train_rows
+from workbench.capture.tap import Tap
 from workbench.store.run_store import RunStore
+from workbench.store.writer import StoreWriter
 
-QUEUE_SAMPLES = 512
-"""Samples that may wait; at the demo's size about 5 MB."""
+LOOK_EVERY = 0.2
+"""Seconds between two looks into the ring."""
 COMMIT_EVERY = 50
 """Steps between two commits: a chunk of the store, so that no chunk is written twice."""
 
@@ -60,33 +67,38 @@ class BackgroundWriter:
         except BaseException:
             self._writer.close()
             raise
-        self._queue: queue.Queue[Rows | Flush | None] = queue.Queue(QUEUE_SAMPLES)
-        self.dropped = 0
-        """Samples that were not written: the queue was full, or writing had failed."""
+        self._asked: queue.SimpleQueue[Rows | Flush | None] = queue.SimpleQueue()
+        self._intake: Intake | None = None
+        self._lost = 0
         self.error: BaseException | None = None
         self._told = False
         self._thread = threading.Thread(target=self._work, name=f"store-{branch}", daemon=True)
         self._thread.start()
+
+    def listen(self, tap: Tap, seen: SeenTokens, *, with_domains: bool) -> None:
+        """From here on takes what the tap pushes into its ring."""
+        self._intake = Intake(tap, seen, with_domains, self._writer)
+
+    @property
+    def dropped(self) -> int:
+        """Samples that were not written: the ring was full, or writing had failed."""
+        return self._lost + (self._intake.ring.dropped if self._intake else 0)
 
     def last(self, group: str) -> int | None:
         """Label of the group's last row, as the store had it when this writer began."""
         return self._writer.last(group)
 
     def put(self, rows: Rows) -> None:
-        """Hands rows over; drops them, and counts that, where the queue is full or the disk has
-        failed.
-        """
+        """Hands rows over; drops them, and counts that, where the disk has failed."""
         if self.error is not None:
-            self.dropped += 1
-            self._tell()
-            return
-        try:
-            self._queue.put_nowait(rows)
-        except queue.Full:
-            self.dropped += 1
+            self._lost += 1
+        else:
+            self._asked.put(rows)
 
-    def _tell(self) -> None:
-        """Warns once, on the caller's thread: made an error, it must not kill the writer's."""
+    def tell(self) -> None:
+        """Warns once that writing has failed, on the caller's thread: made an error, a warning must
+        not kill the writer's.
+        """
         if self.error is not None and not self._told:
             self._told = True
             warnings.warn(
@@ -99,10 +111,10 @@ class BackgroundWriter:
         """
         if self.error is None and self._thread.is_alive():
             request = Flush(tag)
-            self._queue.put(request)
+            self._asked.put(request)
             while not request.done.wait(1.0) and self._thread.is_alive():
                 pass
-        self._tell()
+        self.tell()
         return self.error is None
 
     def close(self) -> None:
@@ -112,30 +124,96 @@ class BackgroundWriter:
                 self.flush()
         finally:
             if self._thread.is_alive():
-                self._queue.put(None)
+                self._asked.put(None)
                 self._thread.join()
             self._writer.close()
 
     def _work(self) -> None:
-        while (task := self._queue.get()) is not None:
-            try:
-                if self.error is None:
-                    self._do(task)
-                elif isinstance(task, Rows):
-                    self.dropped += 1
-            except BaseException as error:  # whatever it is, training must not die of it
-                self.error = error
-                self.dropped += isinstance(task, Rows)
-            finally:
+        while True:
+            asked, stop = self._gather()
+            # What was asked for comes after every sample that was pushed before it.
+            self._do(lambda: self._intake and self._intake.drain(wait=bool(asked)), lost=0)
+            for task in asked:
+                self._do(lambda task=task: self._serve(task), lost=isinstance(task, Rows))
                 if isinstance(task, Flush):
                     task.done.set()
+            if stop:
+                return
 
-    def _do(self, task: Rows | Flush) -> None:
+    def _gather(self) -> tuple[list[Rows | Flush], bool]:
+        """All that is asked for by now, after waiting a moment; and whether to stop."""
+        asked: list[Rows | Flush] = []
+        try:
+            task = self._asked.get(timeout=LOOK_EVERY)
+            while task is not None:
+                asked.append(task)
+                task = self._asked.get_nowait()
+            return asked, True
+        except queue.Empty:
+            return asked, False
+
+    def _do(self, work: Callable[[], Any], *, lost: int) -> None:
+        if self.error is not None:
+            self._lost += lost + (self._intake.discard() if self._intake else 0)
+            return
+        try:
+            work()
+        except BaseException as error:  # whatever it is, training must not die of it
+            self.error = error
+            self._lost += lost + (self._intake.discard() if self._intake else 0)
+
+    def _serve(self, task: Rows | Flush) -> None:
         if isinstance(task, Rows):
-            self._writer.append(task.group, task.values)
-            if task.group == "train" and self._writer.last("train") % COMMIT_EVERY == 0:  # type: ignore[operator]
-                self._writer.commit(f"step {self._writer.last('train')}")
+            values = dict(task.values)
+            if "checkpoint" in values and self._intake is not None:
+                steps = values["checkpoint"]
+                values["tokens_seen"] = np.array([self._intake.seen.at(int(s)) for s in steps])
+            self._writer.append(task.group, values)
             return
         self._writer.commit("flush" if task.tag is None else f"checkpoint {task.tag}")
         if task.tag is not None:
             self._writer.tag_checkpoint(task.tag)
+
+
+class Intake:
+    """What the writer's thread does with the samples of a ring."""
+
+    def __init__(self, tap: Tap, seen: SeenTokens, with_domains: bool, writer: StoreWriter) -> None:
+        self.ring: Ring = tap.ring
+        self.seen = seen
+        self._layout = tap.layout
+        self._with_domains = with_domains
+        self._writer = writer
+        self._held = 0
+
+    def drain(self, *, wait: bool) -> None:
+        """Appends all samples that have arrived, committing at every full chunk.
+
+        Args:
+            wait: for copies that are under way.
+        """
+        samples: list[Sample] = []
+        while (sample := self.ring.take(wait=wait)) is not None:
+            samples.append(sample)
+            self._held += 1
+            if sample.note.step % COMMIT_EVERY == 0:
+                self._append(samples)
+                self._writer.commit(f"step {sample.note.step}")
+                samples = []
+        if samples:
+            self._append(samples)
+
+    def _append(self, samples: Sequence[Sample]) -> None:
+        seen = [self.seen.add(self._layout, sample) for sample in samples]
+        rows = router_rows(self._layout, samples, with_domains=self._with_domains)
+        if rows:
+            self._writer.append("router", rows)
+        self._writer.append("train", train_rows(samples, seen))
+        self._held -= len(samples)
+
+    def discard(self) -> int:
+        """Empties the ring after a failure; returns how many samples are lost by it."""
+        lost, self._held = self._held, 0
+        while self.ring.take(wait=True) is not None:
+            lost += 1
+        return lost

@@ -15,8 +15,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from workbench.capture.accumulators import NEAR_TIE_LOGITS
 from workbench.errors import UsageError
-from workbench.store.schema import NEAR_TIE_LOGITS, conform
+from workbench.store.schema import conform
 
 Floats = NDArray[np.float64]
 

@@ -1,75 +1,90 @@
 """RouterSite: one router of a model, and how to read it.
 
-Needs   a model.
-Yields  `find_routers`, the routers of a model in order of depth, each with a function from its
-        forward's inputs and output to logits, ids and gates.
+Needs   nothing but torch: a site is made by an adapter (the other files of this folder).
+Yields  Scores, what a router's scores mean; Reading, what one forward shows; RouterSite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from workbench.errors import CaptureError
+# Shapes: T tokens of all rows of one forward, row by row; E experts; K chosen a token.
+
+
+class Scores(IntEnum):
+    """What a router's scores are, and so how a distribution over all experts comes from them."""
+
+    LOGITS = 0
+    """Raw logits: their softmax over all experts is the distribution."""
+    SIGMOID = 1
+    """Logits of independent sigmoids: the sigmoids divided by their sum are the distribution
+    (DeepSeek-AI 2024, arXiv:2412.19437, its balance loss)."""
+    PROBABILITIES = 2
+    """A distribution already: the logits, and so the z-loss, cannot be known."""
+
+
+def probabilities(logits_TE: Tensor, scores: int) -> Tensor:
+    """The distribution over all experts (T, E) float32 that scores stand for.
+
+    Example:
+        >>> import torch
+        >>> probabilities(torch.zeros(1, 2), Scores.SIGMOID).tolist()
+        [[0.5, 0.5]]
+    """
+    values_TE = logits_TE.float()
+    if scores == Scores.LOGITS:
+        return values_TE.softmax(-1)
+    shares_TE = values_TE.sigmoid() if scores == Scores.SIGMOID else values_TE
+    return shares_TE / shares_TE.sum(-1, keepdim=True)
 
 
 class Reading(NamedTuple):
-    """What one router showed in one forward; tokens of all rows in one axis."""
+    """What one router showed in one forward, detached from the graph."""
 
     logits_TE: Tensor
+    """Scores of all experts before any bias of the selection, as `Scores` says."""
     ids_TK: Tensor
+    """Chosen experts, integers; -1 where an assignment was dropped."""
     gates_TK: Tensor
+    """The weights with which the chosen experts' outputs are summed."""
+
+
+Show = Callable[[Reading], None]
 
 
 @dataclass(frozen=True)
 class RouterSite:
-    """One router module of a model."""
+    """One router of a model."""
 
     name: str
-    """Dotted path in the model."""
+    """Dotted path of `module` in the model."""
     module: nn.Module
+    """The router, or the module that holds it: its `training` flag tells evaluation apart."""
     num_experts: int
+    """Experts of the layer over all ranks."""
     experts_per_token: int
-    read: Callable[[Any], Reading]
-    """From the module's output to a Reading."""
+    scores: Scores
+    attach: Callable[[Show], Sequence[RemovableHandle]]
+    """Hooks the model so that `show` is called exactly once a forward; the handles undo it."""
+    drops: bool = False
+    """Whether it may drop assignments (ids of -1), so that a token has fewer than k."""
 
 
-def find_routers(model: nn.Module) -> list[RouterSite]:
-    """The routers of a model, in the order of its modules.
+def on_output(
+    module: nn.Module, read: Callable[[Any], Reading]
+) -> Callable[[Show], Sequence[RemovableHandle]]:
+    """The `attach` of a router whose output alone makes a Reading."""
 
-    Raises:
-        CaptureError: it has none that is known, or they differ in experts or k, which one array
-            cannot hold.
-    """
-    from model.router import Router
+    def attach(show: Show) -> Sequence[RemovableHandle]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            show(read(output))
 
-    sites = [
-        RouterSite(name, module, module.num_experts, module.experts_per_token, _read_ours)
-        for name, module in model.named_modules()
-        if isinstance(module, Router)
-    ]
-    if not sites:
-        raise CaptureError(
-            f"found no router in {type(model).__name__}; expected modules of type "
-            f"model.router.Router: pass the model itself, not a wrapper that hides it."
-        )
-    shapes = {(s.num_experts, s.experts_per_token) for s in sites}
-    if len(shapes) > 1:
-        raise CaptureError(
-            f"routers differ in (experts, k): {sorted(shapes)}; one record holds layers of "
-            f"one shape."
-        )
-    return sites
+        return [module.register_forward_hook(hook)]
 
-
-def _read_ours(output: Any) -> Reading:
-    E, K = output.logits_BPE.shape[-1], output.ids_BPK.shape[-1]
-    # Detached: the record must not keep the graph, nor send a gradient back.
-    return Reading(
-        output.logits_BPE.detach().reshape(-1, E),
-        output.ids_BPK.detach().reshape(-1, K),
-        output.gates_BPK.detach().reshape(-1, K),
-    )
+    return attach

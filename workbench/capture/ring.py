@@ -1,0 +1,142 @@
+"""The ring: samples on their way from the training thread to the writer, in host memory.
+
+Needs   accumulators, once a step.
+Yields  Ring: `push` copies a step's table out without waiting for the device or for the writer;
+        `take` hands the oldest sample on that has arrived.
+
+From a GPU the copy goes asynchronously into pinned memory and an event says when it has arrived;
+on a CPU it is a plain copy. A full ring drops the sample and counts it: training never waits. One
+thread pushes, one other takes.
+
+Imports with torch and numpy alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.capture.accumulators import Accumulators, Table
+
+RING_BYTES = 32 << 20
+"""Memory of the slots, where their number is not given; at least 16 and at most 512 of them."""
+SLOW_SLOTS = 4
+"""Samples with slow quantities that may wait: with 256 experts and 60 layers each is 31 MB."""
+
+
+class Sample(NamedTuple):
+    """One step, on the host and no longer in the ring."""
+
+    note: Any
+    """What `push` was given beside the accumulators."""
+    table: np.ndarray
+    """(cells,) int64, laid out by `Table`."""
+    slow: np.ndarray | None
+    """(slow_cells,) int64; None where the step did not read the slow quantities."""
+
+
+class Ring:
+    """Slots for samples, used one after the other.
+
+    Args:
+        layout: of the accumulators.
+        device: where the accumulators live; a CUDA device makes the slots pinned.
+        slots, slow_slots: samples that may wait.
+
+    Example:
+        >>> from workbench.capture.accumulators import Accumulators, Table
+        >>> sums = Accumulators(Table(layers=1, domains=1, experts=2), torch.device("cpu"))
+        >>> ring = Ring(sums.layout, sums.table.device)
+        >>> ring.push("step 1", sums, slow=False)
+        True
+        >>> ring.take().note
+        'step 1'
+    """
+
+    def __init__(
+        self,
+        layout: Table,
+        device: torch.device,
+        *,
+        slots: int | None = None,
+        slow_slots: int = SLOW_SLOTS,
+    ) -> None:
+        pinned = device.type == "cuda"
+        slots = slots or min(512, max(16, RING_BYTES // (8 * layout.cells)))
+        self.slots, self.slow_slots = slots, slow_slots
+        self._tables = torch.empty((slots, layout.cells), dtype=torch.int64, pin_memory=pinned)
+        self._slow = torch.empty(
+            (slow_slots, layout.slow_cells), dtype=torch.int64, pin_memory=pinned
+        )
+        self._notes: list[Any] = [None] * slots
+        self._with_slow = [False] * slots
+        self._arrived = [torch.cuda.Event() if pinned else None for _ in range(slots)]
+        # Each is written by one thread alone: the first two by the one that pushes.
+        self._pushed = self._slow_pushed = 0
+        self._taken = self._slow_taken = 0
+        self.dropped = 0
+        """Samples that found no slot."""
+        self.slow_dropped = 0
+        """Samples whose slow quantities found none; the rest of them was kept."""
+
+    def __len__(self) -> int:
+        """Samples that wait, arrived or not."""
+        return self._pushed - self._taken
+
+    def push(self, note: Any, accumulators: Accumulators, *, slow: bool) -> bool:
+        """Copies the accumulators into the next slot; False where none is free.
+
+        The accumulators may be cleared at once afterwards: on a GPU the fill comes after the copy
+        on the same stream.
+        """
+        if len(self) >= self.slots:
+            self.dropped += 1
+            return False
+        slot = self._pushed % self.slots
+        self._tables[slot].copy_(accumulators.table, non_blocking=True)
+        if slow and self._slow_pushed - self._slow_taken >= self.slow_slots:
+            self.slow_dropped += 1
+            slow = False
+        if slow:
+            self._slow[self._slow_pushed % self.slow_slots].copy_(
+                accumulators.slow, non_blocking=True
+            )
+            self._slow_pushed += 1
+        self._notes[slot] = note
+        self._with_slow[slot] = slow
+        if (event := self._arrived[slot]) is not None:
+            event.record()
+        # Last: from here on the other thread may look.
+        self._pushed += 1
+        return True
+
+    def take(self, *, wait: bool = False) -> Sample | None:
+        """The oldest sample, its slot freed; None where nothing has arrived.
+
+        Args:
+            wait: for a copy that is under way, not for a push.
+        """
+        if not len(self):
+            return None
+        slot = self._taken % self.slots
+        if (event := self._arrived[slot]) is not None:
+            if wait:
+                event.synchronize()
+            elif not event.query():
+                return None
+        slow = None
+        if self._with_slow[slot]:
+            slow = _array(self._slow[self._slow_taken % self.slow_slots])
+            self._slow_taken += 1
+        sample = Sample(self._notes[slot], _array(self._tables[slot]), slow)
+        self._notes[slot] = None
+        self._taken += 1
+        return sample
+
+
+def _array(row: Tensor) -> np.ndarray:
+    copied: np.ndarray = row.numpy().copy()
+    return copied

@@ -1,0 +1,185 @@
+"""`route_stats` on a CPU: one pass in pieces that stay in the cache.
+
+Needs   what the op is given (route_stats.py), all on the host.
+Yields  `add`.
+
+In numpy, and with experts before tokens. A torch operation over more than a few thousand numbers
+wakes the other threads, which costs about 50 microseconds where threads sleep while they wait; and
+sums and maxima over 4 to 64 experts run along the vector units only if tokens are the last axis.
+
+Imports with torch and numpy alone.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+from torch import Tensor
+
+from workbench.capture.accumulators import ENTROPY_BINS, NEAR_TIE_LOGITS, SLOW, Table
+from workbench.capture.adapters.router_site import Scores
+
+# Shapes: T tokens of a piece, N all kept tokens, R rows of them, E experts, K chosen a token.
+
+PIECE = 1 << 17
+"""Scores in a piece: half a MiB."""
+UNDERFLOW = -110.0
+"""exp of this is 0 in float32, and 0 times it is 0, where 0 times -inf were not a number."""
+
+
+def add(
+    logits_TE: Tensor,
+    ids_TK: Tensor,
+    gates_TK: Tensor,
+    domains: Tensor,
+    keep: Tensor,
+    scores: int,
+    layers: int,
+    place: int,
+    num_domains: int,
+    flags: Tensor,
+    table: Tensor,
+    slow: Tensor,
+) -> None:
+    """Adds one forward of one router to its accumulators; arguments as of `route_stats`."""
+    N, E = logits_TE.shape
+    logits, gates = _floats(logits_TE), _floats(gates_TK)
+    ids = ids_TK.detach().numpy()
+    domain_R = domains.numpy().ravel()
+    if keep.numel() and not (kept_N := _per_token(keep.numpy().ravel(), N)).all():
+        logits, ids, gates = logits[kept_N], ids[kept_N], gates[kept_N]
+        domain_R = _per_token(domain_R, N)[kept_N] if domain_R.size else domain_R
+    layout = Table(layers, num_domains, E)
+    counts_LDE, tallies_L2, masses_L2E, sums_L4 = layout.parts(table.numpy())
+    slow_parts = layout.slow_parts(slow.numpy()) if flags[SLOW] else None
+    _count(ids, gates, domain_R, counts_LDE[place], masses_L2E[place, 0])
+    tallies_L2[place, 0] += len(ids)
+    at_once = max(PIECE // E, 1)
+    for first in range(0, len(ids), at_once):
+        piece = slice(first, first + at_once)
+        with np.errstate(all="ignore"):
+            hot = _measure(
+                logits[piece], ids[piece], scores, masses_L2E[place, 1], tallies_L2[place],
+                sums_L4[place], None if slow_parts is None else slow_parts[1][place],
+            )  # fmt: skip
+        if slow_parts is not None:
+            hot_ET = np.zeros((E, len(ids[piece])), dtype=np.float32)
+            hot_ET.ravel()[hot] = 1
+            # Sums of ones are exact in float32 up to 2^24 tokens a piece.
+            slow_parts[0][place] += (hot_ET @ hot_ET.T).astype(np.int64)
+
+
+def _floats(values: Tensor) -> np.ndarray:
+    array: np.ndarray = values.detach().float().numpy()  # numpy holds no bfloat16
+    return array
+
+
+def _per_token(labels_R: np.ndarray, tokens: int) -> np.ndarray:
+    """Labels of rows spread over the rows' tokens."""
+    return labels_R if len(labels_R) == tokens else np.repeat(labels_R, tokens // len(labels_R))
+
+
+def _count(
+    ids_NK: np.ndarray,
+    gates_NK: np.ndarray,
+    domain_R: np.ndarray,
+    counts_DE: np.ndarray,
+    gate_mass_E: np.ndarray,
+) -> None:
+    D, E = counts_DE.shape
+    flat_ids, flat_gates = ids_NK.ravel(), gates_NK.ravel()
+    cells = flat_ids
+    if domain_R.size and ids_NK.size:
+        cells = (ids_NK.reshape(len(domain_R), -1) + E * domain_R[:, None]).ravel()
+    if len(flat_ids) and flat_ids.min() < 0:
+        assigned = flat_ids >= 0
+        flat_ids, flat_gates, cells = flat_ids[assigned], flat_gates[assigned], cells[assigned]
+    # A label beyond the last domain is dropped here as on a GPU, never counted for another.
+    counts_DE += np.bincount(cells, minlength=D * E)[: D * E].reshape(D, E)
+    gate_mass_E += np.bincount(flat_ids, weights=flat_gates, minlength=E)
+
+
+def _measure(
+    logits_TE: np.ndarray,
+    ids_TK: np.ndarray,
+    scores: int,
+    prob_mass_E: np.ndarray,
+    tallies_2: np.ndarray,
+    sums_4: np.ndarray,
+    histogram_B: np.ndarray | None,
+) -> np.ndarray:
+    """Adds a piece's probability masses, tallies and sums; returns the cells of (expert, token)
+    that were chosen.
+    """
+    T, E = logits_TE.shape
+    # A copy even where the layout fits already (one expert, one token): it is written to below.
+    z_ET = np.array(logits_TE.T, order="C")
+    if scores == Scores.PROBABILITIES:
+        p_ET = z_ET.copy()
+        np.log(z_ET, out=z_ET)
+        total_T = p_ET.sum(0)
+        surprise_T = -np.einsum("et,et->t", p_ET, np.maximum(z_ET, UNDERFLOW)) / total_T
+        entropy_T = surprise_T + np.log(total_T)
+        lse_T = np.full(T, np.nan, dtype=np.float32)
+    elif scores == Scores.SIGMOID:
+        lse_T = _logsumexp(z_ET)
+        p_ET = 1 / (1 + np.exp(-z_ET))
+        total_T = p_ET.sum(0)
+        log_p_ET = np.log(np.maximum(p_ET, np.finfo(np.float32).tiny))
+        entropy_T = np.log(total_T) - np.einsum("et,et->t", p_ET, log_p_ET) / total_T
+    else:
+        top_T = z_ET.max(0)
+        below_ET = z_ET - top_T
+        p_ET = np.exp(below_ET)
+        total_T = p_ET.sum(0)
+        log_total_T = np.log(total_T)
+        mean_below_T = np.einsum("et,et->t", p_ET, below_ET)
+        if not np.isfinite(mean_below_T.sum()):
+            mean_below_T = np.einsum("et,et->t", p_ET, np.maximum(below_ET, UNDERFLOW))
+        entropy_T = log_total_T - mean_below_T / total_T
+        lse_T = top_T + log_total_T
+    share_T = 1 / total_T
+    prob_mass_E += p_ET @ share_T
+    ids_KT = np.array(ids_TK.T, dtype=np.int64, order="C")
+    cells_KT = ids_KT * T + np.arange(T)
+    assigned_KT = None
+    if T and ids_KT.min() < 0:
+        assigned_KT = ids_KT >= 0
+        cells_KT[~assigned_KT] = 0
+    lowest_T, chosen_p_T = _of_the_chosen(z_ET, p_ET, cells_KT, assigned_KT)
+    cells = cells_KT.ravel() if assigned_KT is None else cells_KT[assigned_KT]
+    z_ET.ravel()[cells] = -np.inf
+    margin_T = lowest_T - z_ET.max(0)
+    # Nothing left out, or nothing chosen: there is no tie to be near.
+    endless_T = np.isinf(margin_T)
+    near_T = np.abs(margin_T) < NEAR_TIE_LOGITS
+    margin_T[endless_T] = 0
+    tallies_2[1] += np.count_nonzero(near_T)
+    for place, values_T in enumerate((entropy_T, margin_T, lse_T * lse_T, chosen_p_T * share_T)):
+        sums_4[place] += values_T.sum(dtype=np.float64)
+    if histogram_B is not None:
+        histogram_B += _histogram(entropy_T, E)
+    return cells
+
+
+def _of_the_chosen(
+    z_ET: np.ndarray, p_ET: np.ndarray, cells_KT: np.ndarray, assigned_KT: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Their lowest logit and the sum of their probabilities, by token."""
+    z_KT, p_KT = z_ET.ravel().take(cells_KT), p_ET.ravel().take(cells_KT)
+    if assigned_KT is not None:
+        z_KT[~assigned_KT], p_KT[~assigned_KT] = np.inf, 0
+    return z_KT.min(0), p_KT.sum(0)
+
+
+def _logsumexp(z_ET: np.ndarray) -> np.ndarray:
+    top_T = z_ET.max(0)
+    result: np.ndarray = top_T + np.log(np.exp(z_ET - top_T).sum(0))
+    return result
+
+
+def _histogram(entropy_T: np.ndarray, experts: int) -> np.ndarray:
+    share_T = entropy_T[np.isfinite(entropy_T)] / log(max(experts, 2))
+    bins = np.clip((share_T * ENTROPY_BINS).astype(np.int64), 0, ENTROPY_BINS - 1)
+    return np.bincount(bins, minlength=ENTROPY_BINS)
