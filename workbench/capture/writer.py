@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,9 +133,10 @@ class BackgroundWriter:
         while True:
             asked, stop = self._gather()
             # What was asked for comes after every sample that was pushed before it.
-            self._do(lambda: self._intake and self._intake.drain(wait=bool(asked)), lost=0)
+            if self._intake is not None:
+                self._do(partial(self._intake.drain, wait=bool(asked)), lost=0)
             for task in asked:
-                self._do(lambda task=task: self._serve(task), lost=isinstance(task, Rows))
+                self._do(partial(self._serve, task), lost=isinstance(task, Rows))
                 if isinstance(task, Flush):
                     task.done.set()
             if stop:
