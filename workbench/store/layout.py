@@ -116,6 +116,7 @@ class Layout:
             "task": len(self.tasks),
             "item": self.items,
             "bin": ENTROPY_BINS,
+            "bound": self.experts + 1,
             "token": len(self.tokens.ids) if self.tokens else 0,
         }
 

@@ -7,7 +7,11 @@ Yields  SCHEMA, group -> name -> Variable; COORDINATES, the labels stored beside
 Dims     step: one optimizer step. checkpoint: one saved checkpoint, labelled by its step. sample:
          one reading of a slow quantity. layer, expert, expert2: from 0. domain, task: by name.
          item: a task's question. token: a position in the fixed probe set. k: rank of a chosen
-         expert, the most probable first.
+         expert, the most probable first. bin: of entropy / ln E. trace: one traced training token.
+         row: one token in one expert's interior; bound: where an expert's rows begin, and the last
+         one's end. trace and row are numbered from 0 and have no labels of their own.
+Sites    The group activations holds one more variable for every recorded site of the model, under
+         the site's own name: (checkpoint, token, ...). Their axes are learnt as they are recorded.
 Sums     Counts are sums over every training token of the step (all micro-batches, all ranks), never
          means of means; padding and evaluation passes are left out. Float means are over the same
          tokens.
@@ -34,6 +38,14 @@ class Variable:
     dtype: str
     units: str
     meaning: str
+    widened_from: str = ""
+    """Dtype in the model where the store has none such: bfloat16 is held, exactly, as float32."""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What is written beside the array."""
+        noted = {"units": self.units, "long_name": self.meaning}
+        return noted | ({"widened_from": self.widened_from} if self.widened_from else {})
 
 
 # fmt: off
@@ -133,6 +145,39 @@ ACTIVATIONS = {
     ),
 }
 
+TRACES = {
+    "expert_ids": Variable(
+        ("trace", "layer", "k"), "int16", "expert",
+        "Experts that this training token was sent to; -1 where it was dropped.",
+    ),
+    "gates": Variable(
+        ("trace", "layer", "k"), "float32", "1",
+        "Weight of each of these experts in the layer's sum; NaN where the layer never saw it.",
+    ),
+    "token": Variable(("trace",), "int32", "1", "Vocabulary id of the token."),
+    "position": Variable(
+        ("trace",), "int32", "tokens",
+        "Place of the token in its document where that is known, else in its row, from 0.",
+    ),
+    "document": Variable(("trace",), "int64", "1", "Document of the token; -1: not known."),
+    "domain": Variable(
+        ("trace",), "int16", "1", "Domain of the token, as a place in router/domain; -1: not known."
+    ),
+}
+
+INTERIORS = {
+    "values": Variable(
+        ("row", "d_mlp"), "float32", "1",
+        "Hidden layer of the expert after its gated unit, before the gate's weight.",
+    ),
+    "token": Variable(("row",), "int32", "1", "Token of the fixed probe set that the row is of."),
+    "gate": Variable(("row",), "float32", "1", "Weight of this expert for this token."),
+    "offsets": Variable(
+        ("checkpoint", "layer", "bound"), "int64", "rows",
+        "Rows of expert e are those from bound e up to, without, bound e + 1.",
+    ),
+}
+
 # fmt: on
 
 SCHEMA: Mapping[str, Mapping[str, Variable]] = {
@@ -140,7 +185,12 @@ SCHEMA: Mapping[str, Mapping[str, Variable]] = {
     "train": TRAIN,
     "evaluations": EVALUATIONS,
     "activations": ACTIVATIONS,
+    "traces": TRACES,
+    "interiors": INTERIORS,
 }
+
+SITES = "activations"
+"""The group that holds a variable of its own for every recorded site."""
 
 _STEP = Variable(("step",), "int64", "1", "Optimizer step, ascending.")
 _CHECKPOINT = Variable(
@@ -180,6 +230,11 @@ COORDINATES: Mapping[str, Mapping[str, Variable]] = {
         "layer": _LAYER,
         "expert": _EXPERT,
     },
+    "traces": {
+        "step": Variable(("trace",), "int64", "1", "Optimizer step that trained on the token."),
+        "layer": _LAYER,
+    },
+    "interiors": {"checkpoint": _CHECKPOINT, "tokens_seen": _SEEN, "layer": _LAYER},
 }
 """Labels stored beside the variables of each group."""
 
@@ -188,9 +243,18 @@ GROWING: Mapping[str, tuple[str, ...]] = {
     "train": ("step",),
     "evaluations": ("checkpoint",),
     "activations": ("checkpoint",),
+    "traces": ("trace",),
+    "interiors": ("checkpoint", "row"),
 }
 """Dims that rows are appended along; every other dim has the length that the run's layout
 states.
+"""
+
+CLOCKS: Mapping[str, str | None] = {
+    "step": "step", "sample": "sample", "checkpoint": "checkpoint", "trace": "step", "row": None,
+}  # fmt: skip
+"""For each growing dim the variable that says which step a row is of; None: its group has another
+dim that does. A dim that is no clock itself has no labels.
 """
 
 NEAR_TIE_LOGITS = 0.1
@@ -201,7 +265,8 @@ def conform(ds: xr.Dataset, group: str) -> xr.Dataset:
     """`ds` with units and meanings attached, or one SchemaError that names every departure.
 
     Variables of the group may be missing (a run need not evaluate); unknown ones, wrong dims and
-    wrong dtypes are refused, all in one message.
+    wrong dtypes are refused, all in one message. Sites of a model, which no table can list, are let
+    through in "activations" where their axes begin with (checkpoint, token).
 
     Example:
         >>> import numpy as np
@@ -215,6 +280,8 @@ def conform(ds: xr.Dataset, group: str) -> xr.Dataset:
     faults = []
     for name, got in ds.data_vars.items():
         want = schema.get(str(name))
+        if want is None and group == SITES and got.dims[:2] == ("checkpoint", "token"):
+            continue
         if want is None:
             faults.append(f"{name}: not in the schema of {group!r}; it knows {', '.join(schema)}")
         elif got.dims != want.dims or got.dtype != want.dtype:
@@ -224,5 +291,6 @@ def conform(ds: xr.Dataset, group: str) -> xr.Dataset:
     notes = {
         str(n): {"units": schema[str(n)].units, "long_name": schema[str(n)].meaning}
         for n in ds.data_vars
+        if n in schema
     }
     return ds.assign({n: ds[n].assign_attrs(a) for n, a in notes.items()})

@@ -18,7 +18,7 @@ import zarr
 
 from workbench.errors import RunNotFound, SchemaError
 from workbench.store.layout import Layout, ProbeTokens
-from workbench.store.schema import SCHEMA, VERSION
+from workbench.store.schema import CLOCKS, GROWING, SCHEMA, VERSION
 
 ROOT = "workbench"
 """Attribute of the root group under which layout and versions are kept."""
@@ -75,7 +75,8 @@ class Snapshot:
         held = []
         for name in SCHEMA:
             group = self.root.get(name)
-            if isinstance(group, zarr.Group) and any(v in group for v in SCHEMA[name]):
+            clocks = [clock for dim in GROWING[name] if (clock := CLOCKS[dim])]
+            if isinstance(group, zarr.Group) and any(clock in group for clock in clocks):
                 held.append(name)
         return tuple(held)
 

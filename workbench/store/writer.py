@@ -31,9 +31,10 @@ from workbench.store.arrays import create_array
 from workbench.store.durable import sync_tree
 from workbench.store.layout import Layout
 from workbench.store.names import CheckpointTag
-from workbench.store.schema import COORDINATES, GROWING, SCHEMA, VERSION
+from workbench.store.ragged import faults_of_offsets
+from workbench.store.schema import CLOCKS, COORDINATES, GROWING, SCHEMA, VERSION, Variable
 from workbench.store.snapshot import ROOT, Snapshot
-from workbench.store.strand import Strand, variables_along
+from workbench.store.strand import Strand
 
 if TYPE_CHECKING:
     from workbench.store.run_store import RunStore
@@ -127,7 +128,7 @@ class StoreWriter:
         return stored if isinstance(stored, zarr.Group) else None
 
     def last(self, group: str, dim: str | None = None) -> int | None:
-        """Label of the last row of `group`, waiting rows included; None where it has none.
+        """Step of the last row of `group`, waiting rows included; None where it has none.
 
         Example: `writer.last("router")` after a resume is the last recorded step.
         """
@@ -146,15 +147,23 @@ class StoreWriter:
         self._relabel = self._relabel or filled != self.layout
         self.layout = filled
 
-    def append(self, group: str, rows: Mapping[str, np.ndarray]) -> None:
+    def append(
+        self,
+        group: str,
+        rows: Mapping[str, np.ndarray],
+        declared: Mapping[str, Variable] | None = None,
+    ) -> None:
         """Add rows at the end of `group`; they are durable after the next `commit`.
 
         Args:
-            group: "router", "train", "evaluations" or "activations".
+            group: "router", "train", "evaluations", "activations", "traces" or "interiors".
             rows: variables by name, each with the growing dim first, and that dim's labels under
-                its name ("step" for router and train, "checkpoint" for evaluations and activations;
-                in router also "sample" with "coactivation"). Dtypes as in the schema. The variables
-                of the first append are those of every later one.
+                its name ("step" for router, train and traces, "checkpoint" for the others; in
+                router also "sample" with "coactivation"). Dtypes as in the schema. What the first
+                append had every later one has. The offsets of interiors count from the first row
+                of this append; the writer adds the rows before it.
+            declared: what the schema cannot know: sites (their dims begin with checkpoint, token),
+                and from which dtype a variable was widened.
 
         Raises:
             SchemaError: anything departs from the schema, the layout or the order; nothing is taken
@@ -163,21 +172,45 @@ class StoreWriter:
         self._check_open()
         if group not in SCHEMA:
             raise SchemaError(f"no group {group!r}; the groups are {', '.join(SCHEMA)}.")
-        parts, faults = self._divide(group, rows)
+        faults = self._declare(group, declared or {})
+        parts, more = self._divide(group, rows)
+        faults += more
         for dim, part in parts.items():
             faults += self._strands[group, dim].check(part, self.layout.sizes)
+        if not faults and group == "interiors":
+            faults += self._place_offsets(parts)
         if faults:
             raise SchemaError(f"{group} departs from the schema:\n  " + "\n  ".join(faults))
         for dim, part in parts.items():
-            self._strands[group, dim].check_order(part[dim], self.branch)
+            self._strands[group, dim].check_order(part, self.branch)
         for dim, part in parts.items():
             self._strands[group, dim].push(part)
+
+    def _declare(self, group: str, declared: Mapping[str, Variable]) -> list[str]:
+        faults = []
+        for name, variable in declared.items():
+            strand = self._strands.get((group, variable.dims[0]))
+            if strand is None or name in self.layout.sizes:
+                faults.append(f"{name}: {group!r} takes no variable {variable.dims} of that name")
+            else:
+                faults += strand.declare({name: variable})
+        return faults
+
+    def _place_offsets(self, parts: dict[str, dict[str, np.ndarray]]) -> list[str]:
+        """Lets the offsets of interiors count from the first row of the branch."""
+        if set(parts) != {"checkpoint", "row"} or "offsets" not in parts["checkpoint"]:
+            return ["offsets and the rows that they divide are appended together"]
+        rows = self._strands["interiors", "row"]
+        offsets = parts["checkpoint"]["offsets"]
+        faults = faults_of_offsets(offsets, len(next(iter(parts["row"].values()))))
+        parts["checkpoint"]["offsets"] = offsets + rows.count + rows.waiting
+        return faults
 
     def _divide(
         self, group: str, rows: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
         """`rows` by the dim along which they grow, and the faults that show already here."""
-        homes = {n: dim for dim in GROWING[group] for n in variables_along(group, dim)}
+        homes = {n: dim for dim in GROWING[group] for n in self._strands[group, dim].known}
         parts: dict[str, dict[str, np.ndarray]] = {}
         faults = []
         for name, values in rows.items():
@@ -186,18 +219,21 @@ class StoreWriter:
                     f"{name}: not a variable of {group!r}; it knows {', '.join(sorted(homes))}"
                 )
                 continue
-            unset = [d for d in variables_along(group, homes[name])[name].dims[1:]
-                     if not self.layout.sizes[d]]  # fmt: skip
+            dims = self._strands[group, homes[name]].known[name].dims
+            unset = [d for d in dims[1:] if self.layout.sizes.get(d) == 0]
             if unset:
                 faults.append(f"{name}: the layout does not state {unset[0]!r}; use fill_layout")
                 continue
             parts.setdefault(homes[name], {})[name] = np.asarray(values)
         for dim in list(parts):
-            if dim not in parts[dim]:
-                faults.append(f"{dim}: missing; {', '.join(parts[dim])} need their labels")
+            label = CLOCKS[dim]
+            if label and label not in parts[dim]:
+                faults.append(f"{label}: missing; {', '.join(parts[dim])} need their labels")
                 del parts[dim]
-            elif parts[dim][dim].ndim != 1:
-                faults.append(f"{dim}: {parts[dim][dim].ndim} dims, expected 1")
+            elif scalars := [n for n, v in parts[dim].items() if not v.ndim or
+                             (n == label and v.ndim != 1)]:  # fmt: skip
+                faults.append(f"{scalars[0]}: {parts[dim][scalars[0]].ndim} dims, expected "
+                              f"{1 if scalars[0] == label else 'rows'}")  # fmt: skip
                 del parts[dim]
         return parts, faults
 
