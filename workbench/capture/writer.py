@@ -72,7 +72,7 @@ class BackgroundWriter:
         self._intake: Intake | None = None
         self._lost = 0
         self.error: BaseException | None = None
-        self._told = False
+        self._told: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"store-{branch}", daemon=True)
         self._thread.start()
 
@@ -97,14 +97,14 @@ class BackgroundWriter:
             self._asked.put(rows)
 
     def tell(self) -> None:
-        """Warns once that writing has failed, on the caller's thread: made an error, a warning must
-        not kill the writer's.
+        """Warns once that writing has failed, or that counts do not add up. On the caller's thread:
+        made an error, a warning must not kill the writer's.
         """
-        if self.error is not None and not self._told:
-            self._told = True
-            warnings.warn(
-                f"capture has stopped, training goes on: {self.error}", RuntimeWarning, stacklevel=4
-            )
+        failed = self.error and f"capture has stopped, training goes on: {self.error}"
+        for kind, text in (("failed", failed), ("odd", self._intake and self._intake.odd)):
+            if text and kind not in self._told:
+                self._told.add(kind)
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def flush(self, tag: int | None = None) -> bool:
         """Waits until everything handed over is durable, and tagged; False where writing has
@@ -186,7 +186,11 @@ class Intake:
         self._layout = tap.layout
         self._with_domains = with_domains
         self._writer = writer
+        self._sites = tap.sites
+        self._ranks = tap.ranks.count
         self._held = 0
+        self.odd: str | None = None
+        """What does not add up in the first step where something does not."""
 
     def drain(self, *, wait: bool) -> None:
         """Appends all samples that have arrived, committing at every full chunk.
@@ -206,12 +210,32 @@ class Intake:
             self._append(samples)
 
     def _append(self, samples: Sequence[Sample]) -> None:
+        if self.odd is None:
+            self.odd = next(filter(None, map(self._oddity, samples)), None)
         seen = [self.seen.add(self._layout, sample) for sample in samples]
         rows = router_rows(self._layout, samples, with_domains=self._with_domains)
         if rows:
             self._writer.append("router", rows)
         self._writer.append("train", train_rows(samples, seen))
         self._held -= len(samples)
+
+    def _oddity(self, sample: Sample) -> str | None:
+        """Why a captured step's assignments are not tokens x k in every router; None: they are."""
+        note = sample.note
+        if not note.captured:
+            return None
+        parts = self._layout.parts(sample.table)
+        seen_L, found_L = parts.tallies_L2[:, 0], parts.counts_LDE.sum((1, 2))
+        expected = seen_L[0] if note.tokens is None else note.tokens * self._ranks
+        for site, seen, found in zip(self._sites, seen_L, found_L, strict=True):
+            wanted = seen * site.experts_per_token
+            if seen != expected or not seen or (found != wanted and not site.drops):
+                return (
+                    f"step {note.step}: router {site.name} counted {found} assignments of {seen} "
+                    f"tokens where {expected} were expected; the record holds what was counted. "
+                    f"Modules in evaluation mode are not counted: call model.train()."
+                )
+        return None
 
     def discard(self) -> int:
         """Empties the ring after a failure; returns how many samples are lost by it."""

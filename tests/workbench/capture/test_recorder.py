@@ -109,8 +109,64 @@ def test_forwards_outside_a_step_do_not_leak_in(tmp_path):
             with recorder.step(step, tokens=TOKENS):
                 lm(tokens[:, :-1])
             lm.eval()(tokens[:2, :-1])
+            lm.train()
     router = wb.open_run(tmp_path / "run").router
     assert (router.assignments.sum("expert") == TOKENS * TINY_MODEL.experts_per_token).all()
+
+
+def test_evaluation_in_mid_step_does_not_leak_in(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    with Recorder(lm, tmp_path / "run") as recorder, recorder.step(1, tokens=TOKENS):
+        lm.eval()(tokens[:, :-1])
+        lm.train()(tokens[:, :-1])
+        with recorder.paused():
+            lm(tokens[:, :-1])
+    router = wb.open_run(tmp_path / "run").router
+    assert (router.assignments.sum("expert") == TOKENS * TINY_MODEL.experts_per_token).all()
+
+
+def test_a_model_left_in_evaluation_mode_is_told(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    recorder = Recorder(lm, tmp_path / "run")
+    with recorder.step(1, tokens=TOKENS):
+        lm(tokens[:, :-1])
+    with recorder.step(2, tokens=TOKENS):
+        lm.eval()(tokens[:, :-1])
+    with pytest.warns(RuntimeWarning, match=r"step 2: router blocks\.0.*counted 0.*model\.train"):
+        recorder.close()
+    other = Recorder(lm, tmp_path / "other")
+    other.begin(1)
+    lm(tokens[:, :-1])
+    with pytest.raises(CaptureError, match=r"in evaluation mode.*model\.train"):
+        other.end()
+    other.close()
+
+
+def test_tokens_need_not_be_said(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    with Recorder(lm, tmp_path / "run") as recorder:
+        for step in (1, 2):
+            recorder.begin(step)
+            for tokens in batches(step):
+                lm(tokens[:, :-1])
+            recorder.end()
+    run = wb.open_run(tmp_path / "run")
+    assert run.router.tokens.values.tolist() == [TOKENS, 2 * TOKENS]
+    assert run.train.tokens_seen.values.tolist() == [TOKENS, 3 * TOKENS]
+
+
+def test_micro_batches_have_labels_of_their_own(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    with Recorder(lm, tmp_path / "run", domains=("a", "b")) as recorder:
+        recorder.begin(1)
+        for domain, tokens in enumerate(batches(2)):
+            recorder.labels(domains=torch.full((ROWS,), domain))
+            lm(tokens[:, :-1])
+        recorder.end()
+    counts = wb.open_run(tmp_path / "run").router.domain_assignments.sum("expert")
+    assert (counts == TOKENS * TINY_MODEL.experts_per_token).all()
 
 
 def test_a_step_that_fails_leaves_no_sample(tmp_path):
@@ -203,9 +259,9 @@ def test_training_goes_on_when_the_disk_fails_and_says_so(tmp_path, monkeypatch)
 
     with pytest.warns(RuntimeWarning, match="capture has stopped, training goes on.*No space"):
         train()
-    with pytest.warns(RuntimeWarning, match="capture dropped 6 samples"):
+    with pytest.warns(RuntimeWarning, match="capture dropped 3 samples"):
         recorder.close()
-    assert wb.open_run(tmp_path / "run").attrs["capture"]["main"]["dropped"] == 6
+    assert wb.open_run(tmp_path / "run").attrs["capture"]["main"]["dropped"] == 3
 
 
 END = """
@@ -244,11 +300,11 @@ def test_a_forgotten_recorder_frees_the_branch(tmp_path):
 def test_labels_that_cannot_be_are_refused_before_the_forward(tmp_path):
     with Recorder(MoELM(TINY_MODEL), tmp_path / "a", domains=("x", "y")) as recorder:
         step = recorder.step(1, tokens=TOKENS, domains=torch.tensor([0, 2, 1, 1]))
-        with pytest.raises(UsageError, match="labels from 0 to 2, expected 0 to 1"):
+        with pytest.raises(UsageError, match="domains from 0 to 2, expected 0 to 1"):
             step.__enter__()
     with Recorder(MoELM(TINY_MODEL), tmp_path / "b") as recorder:
         step = recorder.step(1, tokens=TOKENS, domains=torch.tensor([0, 0, 0, 0]))
-        with pytest.raises(UsageError, match="this recorder has no domains"):
+        with pytest.raises(UsageError, match="this recorder has none"):
             step.__enter__()
 
 
