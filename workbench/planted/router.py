@@ -159,7 +159,7 @@ def _routed(
         "margin": (per_layer, margin.mean(axis=0)),
         "z_squared": (per_layer, (lse[..., 0] ** 2).mean(axis=0)),
         "topk_mass": (per_layer, topk_mass[..., 0].mean(axis=0)),
-        "near_tie": (per_layer, (margin < NEAR_TIE_LOGITS).mean(axis=0)),
+        "near_tie": (per_layer, (np.abs(margin) < NEAR_TIE_LOGITS).mean(axis=0)),
         "domain_assignments": (
             ("layer", "domain", "expert"),
             np.einsum("td,tle->lde", one_hot, chosen.astype(np.int64)),

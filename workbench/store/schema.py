@@ -257,9 +257,6 @@ CLOCKS: Mapping[str, str | None] = {
 dim that does. A dim that is no clock itself has no labels.
 """
 
-NEAR_TIE_LOGITS = 0.1
-"""Margin under which a token counts as nearly tied, logits."""
-
 
 def conform(ds: xr.Dataset, group: str) -> xr.Dataset:
     """`ds` with units and meanings attached, or one SchemaError that names every departure.

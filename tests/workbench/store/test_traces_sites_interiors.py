@@ -291,3 +291,12 @@ def test_a_chunk_of_many_rows_is_bounded(dims, row, at_first):
         assert 4 * np.prod(shape) <= max(CHUNK_BYTES, 4 * row[1])
     elif at_first >= 256:
         assert shape[0] < 2 * at_first
+
+
+def test_the_schema_states_the_thresholds_and_bins_that_capture_uses():
+    from workbench.capture.accumulators import ENTROPY_BINS, NEAR_TIE_LOGITS
+    from workbench.store.schema import ROUTER
+
+    assert f"within {NEAR_TIE_LOGITS} logits" in ROUTER["near_tie"].meaning
+    assert f"{ENTROPY_BINS} equal bins" in ROUTER["entropy_histogram"].meaning
+    assert LAYOUT.sizes["bin"] == ENTROPY_BINS
