@@ -22,7 +22,7 @@ from torch import nn
 
 from workbench.capture.adapters.exceptions import ALSO_ROUTERS, EXCEPTIONS, REFUSED, WITHIN, named
 from workbench.capture.adapters.meaning import Meaning
-from workbench.capture.adapters.module_names import modules_by_name, parent
+from workbench.capture.adapters.module_names import outer_and_inner, parent
 from workbench.capture.adapters.router_site import RouterSite
 from workbench.capture.adapters.trial import settings, tried
 from workbench.errors import CaptureError
@@ -38,7 +38,8 @@ def routers_of_hugging_face(model: nn.Module) -> list[RouterSite]:
     library = sys.modules.get("transformers.modeling_utils")
     if library is None:
         return []
-    modules = dict(modules_by_name(model))
+    # A wrapper around a router may change what the router returned: hooked is what experts get.
+    outer, modules = outer_and_inner(model)
     specs = _recorders(modules, library.PreTrainedModel)
     places = {name: _router_at(name, module, specs[name]) for name, module in modules.items()}
     routers = {place.router: place.logits_at for place in places.values() if place is not None}
@@ -47,9 +48,8 @@ def routers_of_hugging_face(model: nn.Module) -> list[RouterSite]:
     sites = []
     _check_one_stream(list(routers), modules, library.PreTrainedModel)
     for name, logits_at in routers.items():
-        module = modules[name]
-        meaning = meaning_of(module, modules[parent(name)], logits_at, tried_before)
-        sites.append(meaning.site(name, module))
+        meaning = meaning_of(modules[name], modules[parent(name)], logits_at, tried_before)
+        sites.append(meaning.site(name, outer[name]))
     return sites
 
 

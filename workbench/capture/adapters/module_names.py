@@ -1,7 +1,7 @@
 """Every module of a model by the name it has in the model itself, whatever was wrapped around it.
 
 Needs   a model, as it is or inside DistributedDataParallel, torch.compile's module or FSDP.
-Yields  `modules_by_name`, `parent`.
+Yields  `modules_by_name`, `outer_and_inner`, `parent`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
-WRAPS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+WRAPS = {
+    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_original_component"
+}  # fmt: skip
 """Children that exist only because something was wrapped; no model calls its own part so."""
 WRAPPERS = {"DistributedDataParallel", "DataParallel", "DeepSpeedEngine"}
 """Classes whose child `module` is the model; elsewhere `module` may be a part of it."""
@@ -37,6 +39,22 @@ def modules_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             )
             clean[path] = clean[above] if wrapped else f"{clean[above]}.{last}".lstrip(".")
         yield clean[path], module
+
+
+def outer_and_inner(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """By name: the outermost wrapper, which hands on what the model gets; and what it wraps.
+
+    Example:
+        >>> outer, inner = outer_and_inner(nn.DataParallel(nn.Linear(2, 2)))
+        >>> type(outer[""]).__name__, type(inner[""]).__name__
+        ('DataParallel', 'Linear')
+    """
+    outer: dict[str, nn.Module] = {}
+    inner: dict[str, nn.Module] = {}
+    for name, module in modules_by_name(model):
+        outer.setdefault(name, module)
+        inner[name] = module
+    return outer, inner
 
 
 def parent(name: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from workbench.capture.accumulators import Accumulators, Table
-from workbench.capture.adapters.exceptions import EXCEPTIONS, named
+from workbench.capture.adapters.exceptions import EXCEPTIONS, WITHIN, named
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.adapters.hugging_face import meaning_of
 from workbench.capture.adapters.module_names import parent
@@ -142,19 +142,21 @@ def step_with_op(model, sites):
 def describe(family, class_name, model, sites, readings):
     modules = dict(model.named_modules())
     meanings = [meaning_of(s.module, modules[parent(s.name)], 0) for s in sites]
-    gates = torch.cat([readings[s.name].gates_TK.float().sum(-1) for s in sites])
+    sums_T = torch.cat([readings[s.name].gates_TK.float().sum(-1) for s in sites])
+    alike = torch.allclose(sums_T, sums_T[0].expand(len(sums_T)), atol=1e-3)
     names = dict.fromkeys(type(s.module).__name__ for s in sites)
-    exact = any(named(s.module, EXCEPTIONS) for s in sites)
+    holders = [m for m in model.modules() if named(m, WITHIN)]
+    by_name = holders or any(named(s.module, EXCEPTIONS) for s in sites)
     kinds = dict.fromkeys(s.scores.name for s in sites)
     return Row(
         family,
         class_name,
         ", ".join(names),
-        "by name" if exact else "uniform",
+        "by name" if by_name else "uniform",
         f"{sites[0].experts_per_token} of {sites[0].num_experts}",
         ", ".join(kinds),
         "; ".join(dict.fromkeys(m.ids_from for m in meanings)),
-        "1" if torch.allclose(gates, torch.ones_like(gates), atol=1e-3) else "not 1",
+        f"{sums_T[0].item():.3g}" if alike else "varies",
         spies.words(sites[0]),
     )
 
