@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.capture.accumulators import NEAR_TIE_LOGITS
+from workbench.capture.accumulators import ENTROPY_BINS, NEAR_TIE_LOGITS
 from workbench.errors import UsageError
 from workbench.store.schema import conform
 
@@ -114,16 +114,20 @@ def router_record(
         rows.append(row)
         if step % sample_every == 0:
             chosen = chosen_TLE.astype(np.int64)
-            samples.append((step, np.einsum("tle,tlf->lef", chosen, chosen)))
+            samples.append((step, np.einsum("tle,tlf->lef", chosen, chosen), _spread(logits_TLE)))
     record = xr.concat(rows, dim="step")
     record["tokens"] = ("step", np.full(steps, tokens))
     if samples:
         record["coactivation"] = (
             ("sample", "layer", "expert", "expert2"),
-            np.stack([counts for _, counts in samples]),
+            np.stack([pairs for _, pairs, _ in samples]),
+        )
+        record["entropy_histogram"] = (
+            ("sample", "layer", "bin"),
+            np.stack([histogram for _, _, histogram in samples]),
         )
         record = record.assign_coords(
-            sample=[step for step, _ in samples], expert2=np.arange(experts)
+            sample=[step for step, _, _ in samples], expert2=np.arange(experts)
         )
     record = record.assign_coords(
         step=clock,
@@ -170,3 +174,12 @@ def _routed(
         for name, (dims, array) in values.items()
     }
     return xr.Dataset(held), chosen
+
+
+def _spread(logits: Floats) -> NDArray[np.int64]:
+    """Tokens (layer, bin) by entropy / ln E, from (token, layer, expert) logits."""
+    probs = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probs /= probs.sum(axis=-1, keepdims=True)
+    entropy = -(probs * np.log(np.maximum(probs, 1e-300))).sum(axis=-1) / np.log(logits.shape[-1])
+    bins = np.minimum((entropy * ENTROPY_BINS).astype(np.int64), ENTROPY_BINS - 1)
+    return (bins[..., None] == np.arange(ENTROPY_BINS)).sum(axis=0, dtype=np.int64)
