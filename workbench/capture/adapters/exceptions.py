@@ -68,7 +68,7 @@ def _doge(block: Any, holder: Any) -> Meaning:
     k, keys = block.top_k, block.num_keys
 
     def read(output: tuple[Tensor, Tensor]) -> Reading:
-        x_TG, y_TG = output[1].detach()
+        x_TG, y_TG = output[1].detach().unbind(0)
         # The block's own order of operations, so that ties fall alike.
         (best_x, of_x), (best_y, of_y) = x_TG.topk(keys, dim=-1), y_TG.topk(keys, dim=-1)
         sums_TE = (best_x.unsqueeze(-1) + best_y.unsqueeze(-2)).flatten(-2)
