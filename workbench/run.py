@@ -22,7 +22,9 @@ from workbench.checkpoints import Checkpoint, Checkpoints
 from workbench.errors import RunNotFound
 from workbench.run_text import describe
 from workbench.store.names import MAIN
+from workbench.store.ragged import expert_rows
 from workbench.store.run_store import RunStore
+from workbench.store.schema import SCHEMA
 from workbench.store.snapshot import Snapshot
 from workbench.window import Window
 
@@ -85,8 +87,7 @@ class Run:
     def refresh(self) -> Run:
         """See what was committed since the run was opened; returns the run. Datasets taken before
         keep their moment."""
-        for name in ("attrs", "router", "train", "evaluations", "activations", "checkpoints",
-                     "clock", "_fork"):  # fmt: skip
+        for name in ("attrs", *SCHEMA, "checkpoints", "clock", "_fork"):
             self.__dict__.pop(name, None)
         if self.store is None and (self.path / "store").exists():
             self.store = RunStore.open(self.path / "store")
@@ -167,8 +168,39 @@ class Run:
 
     @cached_property
     def activations(self) -> xr.Dataset:
-        """Routing of the fixed probe set at every checkpoint (checkpoint, token, ...)."""
+        """What the model did with the fixed probe set at every checkpoint: its routing, and every
+        site that was recorded, under the site's name (checkpoint, token, ...).
+        """
         return self._group("activations")
+
+    @cached_property
+    def traces(self) -> xr.Dataset:
+        """Where sampled training tokens were sent, one row a token: expert_ids, gates (trace,
+        layer, k), token, document, position, domain, step (trace).
+
+        The names of the domains are in its attribute `domains`.
+        """
+        traces = self._group("traces")
+        assert self._snapshot is not None
+        return traces.assign_attrs(domains=list(self._snapshot.layout.domains))
+
+    @cached_property
+    def interiors(self) -> xr.Dataset:
+        """Hidden rows of the experts that were looked into, for the probe tokens that each received
+        at every checkpoint, end to end: values (row, d_mlp), offsets (checkpoint, layer, bound).
+
+        `interior` picks those of one expert.
+        """
+        return self._group("interiors")
+
+    def interior(self, *, layer: int, expert: int, checkpoint: int | None = None) -> xr.Dataset:
+        """One expert's rows at one checkpoint, the last where none is named: values (row, d_mlp);
+        token (row), a place in the probe set; gate (row).
+
+        Raises:
+            RunNotFound: nothing of the kind was recorded; what was is listed.
+        """
+        return expert_rows(self.interiors, layer=layer, expert=expert, checkpoint=checkpoint)
 
     @property
     def tree(self) -> xr.DataTree:

@@ -15,6 +15,9 @@ import xarray as xr
 if TYPE_CHECKING:
     from workbench.run import Run
 
+NAMES = 16
+"""Variables of a group that are named; sites can be hundreds."""
+
 
 def describe(run: Run) -> str:
     """What a scientist wants to know first about a run.
@@ -68,9 +71,12 @@ def _branches(run: Run) -> str:
 
 def _sites(group: xr.Dataset) -> str:
     sizes = " x ".join(
-        f"{size:,} {dim}" for dim, size in group.sizes.items() if dim not in ("expert2", "sample")
-    )
-    return f"{sizes}: {', '.join(sorted(map(str, group.data_vars)))}"
+        f"{size:,} {dim}" for dim, size in group.sizes.items()
+        if dim not in ("expert2", "sample", "bin", "bound") and not str(dim).startswith("dim_")
+    )  # fmt: skip
+    names = sorted(map(str, group.data_vars))
+    more = f", and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return f"{sizes}: {', '.join(names[:NAMES])}{more}"
 
 
 def _checkpoints(run: Run) -> str:

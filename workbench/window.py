@@ -63,8 +63,22 @@ class Window:
 
     @property
     def activations(self) -> xr.Dataset:
-        """The probe set's routing at the checkpoints in the window."""
+        """The probe set's routing and sites at the checkpoints in the window."""
         return self._cut(self.run.activations)
+
+    @property
+    def traces(self) -> xr.Dataset:
+        """The traced tokens of these steps."""
+        whole = self.run.traces
+        first, stop = np.searchsorted(whole.step, [self.start, self.stop], side="right")
+        return whole.isel(trace=slice(int(first), int(stop)))
+
+    @property
+    def interiors(self) -> xr.Dataset:
+        """The insides of experts at the checkpoints in the window; offsets still count from the
+        first row of the run, and all rows are there.
+        """
+        return self._cut(self.run.interiors)
 
     @property
     def checkpoints(self) -> Checkpoints:

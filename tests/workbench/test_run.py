@@ -18,8 +18,9 @@ from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound, C
 from checkpoints_index.index import CheckpointIndex
 from checkpoints_index.record import CheckpointRecord
 from workbench.errors import RunNotFound
-from workbench.store.layout import Layout, Task
+from workbench.store.layout import Layout, ProbeTokens, Task
 from workbench.store.run_store import RunStore
+from workbench.store.schema import Variable
 
 LAYOUT = Layout(
     layers=(0, 1),
@@ -330,3 +331,77 @@ def test_opening_a_run_never_loads_torch(demo):
         env={**os.environ, "PYTHONPATH": str(Path(wb.__file__).parent.parent)},
     )  # fmt: skip
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_traces_sites_and_interiors_open_beside_the_rest(tmp_path):
+    layout = Layout(
+        layers=(0, 1), experts=4, k=2, domains=("prose", "code_text"),
+        tokens=ProbeTokens((5, 6, 7), ("prose",) * 3),
+    )  # fmt: skip
+    site = Variable(("checkpoint", "token", "dim_2"), "float32", "1", "A site.")
+    with RunStore.create(tmp_path / "store", layout).writer("main") as w:
+        for step in range(1, 21):
+            train = rows(step, step)[1]
+            w.append("train", train)
+            count = step % 3
+            if count:
+                w.append(
+                    "traces",
+                    {
+                        "step": np.full(count, step),
+                        "expert_ids": np.full((count, 2, 2), 3, "int16"),
+                        "domain": np.ones(count, "int16"),
+                    },
+                )
+            if step % 10 == 0:
+                label = {"checkpoint": np.array([step]), "tokens_seen": np.array([step * TOKENS])}
+                w.append(
+                    "activations",
+                    label | {"blocks.1.hook_resid_post": np.full((1, 3, 2), step, "float32")},
+                    {"blocks.1.hook_resid_post": site},
+                )
+                offsets = np.array([[[0, 0, 0, 0, 0], [0, 1, 1, 3, 3]]])
+                w.append(
+                    "interiors",
+                    label | {
+                        "offsets": offsets,
+                        "values": np.full((3, 6), step, "float32"),
+                        "token": np.arange(3, dtype="int32"),
+                        "gate": np.ones(3, "float32"),
+                    },
+                )  # fmt: skip
+                w.commit(f"checkpoint {step}")
+                w.tag_checkpoint(step)
+    run = wb.open_run(tmp_path)
+    assert set(run.tree.children) == {"train", "activations", "traces", "interiors"}
+    assert run.traces.attrs["domains"] == ["prose", "code_text"]
+    assert run.traces.sizes["trace"] == 7 * 1 + 7 * 2
+    week = run.window(start=10)
+    assert set(week.traces.step.values) == {11, 13, 14, 16, 17, 19, 20}
+    assert week.activations["blocks.1.hook_resid_post"].values.tolist() == [[[20, 20]] * 3]
+    assert week.interiors.checkpoint.values.tolist() == [20]
+    last = run.interior(layer=1, expert=2)
+    assert last["values"].shape == (2, 6)
+    assert (last["values"] == 20).all()
+    assert last.token.values.tolist() == [1, 2]
+    assert run.interior(layer=1, expert=1).sizes["row"] == 0
+    first = run.interior(layer=1, expert=0, checkpoint=10)
+    assert (first["values"] == 10).all()
+    for said in ("21 trace", "6 row", "blocks.1.hook_resid_post", "expert_ids"):
+        assert said in repr(run)
+    assert "dim_2" not in repr(run)
+
+
+def test_a_router_record_with_gaps_keeps_the_clock_of_the_steps_that_it_has(tmp_path):
+    with RunStore.create(tmp_path / "store", LAYOUT).writer("main") as w:
+        router, train = rows(1, 40)
+        w.append("train", train)
+        w.append("router", {name: values[3::4] for name, values in router.items()})
+    run = wb.open_run(tmp_path)
+    assert run.router.step.values.tolist() == list(range(4, 41, 4))
+    assert (run.router.tokens_seen == run.router.step * TOKENS).all()
+    week = run.window(last=0.5)
+    assert (week.start, week.stop) == (20, 40)
+    assert week.train.sizes["step"] == 20
+    assert week.router.step.values.tolist() == [24, 28, 32, 36, 40]
+    assert "steps 1 to 40" in repr(run)
