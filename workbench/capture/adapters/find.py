@@ -44,7 +44,7 @@ def find_routers(model: nn.Module, routers: Adapter | None = None) -> list[Route
         >>> from model.lm import MoELM
         >>> sites = find_routers(MoELM(NANO))
         >>> sites[0].name, sites[0].num_experts, sites[0].experts_per_token
-        ('blocks.0.mlp.router', 16, 2)
+        ('blocks.0.mlp.router', 16, 4)
     """
     if routers is not None:
         sites = routers.find(model)
