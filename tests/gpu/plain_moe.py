@@ -41,8 +41,8 @@ class Shape:
 
 
 TOY = Shape()
-M385 = Shape(32_768, 1024, 512, 12, 16, 16, 4, 1024, grouped=True)
-"""385 million parameters, 158 million of them at work on a token."""
+M420 = Shape(32_768, 1024, 512, 12, 16, 16, 4, 1024, grouped=True)
+"""420 million parameters, 193 million of them at work on a token."""
 
 
 class Routing(NamedTuple):

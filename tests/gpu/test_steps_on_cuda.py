@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from plain_moe import M385, TOY, PlainMoE, router_sites, some_tokens
+from plain_moe import M420, TOY, PlainMoE, router_sites, some_tokens
 
 from workbench.capture.accumulators import Accumulators, Table
 from workbench.capture.ring import Ring
@@ -159,12 +159,12 @@ def test_the_large_model_of_the_benchmark_is_counted_exactly(cuda):
         pytest.skip("needs grouped matrix products: compute capability 9.0")
     if torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("needs 12 GiB of GPU memory")
-    model = PlainMoE(M385, cuda, torch.bfloat16)
+    model = PlainMoE(M420, cuda, torch.bfloat16)
     tap = Tap(router_sites(model), device=cuda)
-    train(model, cuda, 2, tap, rows=4, shape=M385, fused=True)
+    train(model, cuda, 2, tap, rows=4, shape=M420, fused=True)
     for sample in samples_of(tap):
         found = tap.layout.parts(sample.table).counts_LDE.sum((1, 2))
-        assert (found == 4 * M385.length * M385.k).all()
+        assert (found == 4 * M420.length * M420.k).all()
 
 
 def test_under_ddp_with_nccl_a_step_is_counted_exactly(cuda, tmp_path):

@@ -15,6 +15,10 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA")
 
+interprets = pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
+    reason="needs Triton 3.7: the interpreter of earlier ones fails on numpy 2.4",
+)
 ROOT = Path(__file__).parents[3]
 
 
@@ -31,12 +35,14 @@ def interpreted(*arguments):
     return json.loads(done.stdout)
 
 
+@interprets
 def test_the_interpreted_kernel_says_what_the_reference_says():
     report = interpreted()
     assert len(report) > 25
     assert not {name: faults for name, faults in report.items() if faults}
 
 
+@interprets
 @pytest.mark.slow
 def test_the_interpreted_kernel_says_what_the_reference_says_of_random_routings():
     report = interpreted("--random", "60")
