@@ -18,6 +18,7 @@ Nothing of the training is changed or waited for. Imports with torch and numpy a
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from math import ceil, sqrt
 from typing import Any, Protocol
@@ -28,7 +29,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workbench.capture.adapters.router_site import Reading
-from workbench.capture.route_trace import CHOSEN, FIRST, MISMATCHED, USED, TraceTable, limit_of
+from workbench.capture.route_trace import (
+    CHOSEN,
+    FIRST,
+    MISMATCHED,
+    USED,
+    TraceTable,
+    forget_views,
+    keep_views,
+    limit_of,
+)
 from workbench.errors import CaptureError, UsageError
 
 SHARE = 1e-3
@@ -92,6 +102,8 @@ class RouteTraces:
         self.flags = flags
         self.table = torch.zeros(self.layout.cells, dtype=torch.int64, device=flags.device)
         """(cells,) int64, laid out by `layout`: everything that a step shows."""
+        if flags.device.type == "cpu":
+            weakref.finalize(self, forget_views, keep_views(self.table, self.layout))
         self.overflowed = 0
         """Tokens that should have been traced and found no slot, over all steps taken."""
         self.mismatched = 0
@@ -120,9 +132,11 @@ class RouteTraces:
             # A module in evaluation mode is never counted; its routers are not read either.
             if not module.training or not inputs or inputs[0].is_floating_point():
                 return
-            tokens = inputs[0].detach().long()
-            torch.ops.workbench.trace_tokens(
-                tokens.reshape(-1, tokens.shape[-1]),
+            tokens = inputs[0]
+            if tokens.dtype != torch.int64 or tokens.dim() != 2:
+                tokens = tokens.long().reshape(-1, tokens.shape[-1])
+            torch.ops.workbench.trace_tokens.default(
+                tokens,
                 labels.documents, labels.positions, labels.domains, labels.keep,
                 limit, layout.layers, layout.k, layout.capacity, flags, table,
             )  # fmt: skip
@@ -132,7 +146,7 @@ class RouteTraces:
     def read(self, place: int, reading: Reading) -> None:
         """Notes what router `place` did with the tokens that are traced."""
         layout = self.layout
-        torch.ops.workbench.trace_routes(
+        torch.ops.workbench.trace_routes.default(
             reading.ids_TK, reading.gates_TK,
             layout.layers, layout.k, layout.capacity, place, self.flags, self.table,
         )  # fmt: skip
@@ -144,8 +158,8 @@ class RouteTraces:
     def take(self, step: int) -> dict[str, np.ndarray] | None:
         """The traces since `begin`, as rows of the store's group `traces`; None: there are none.
 
-        Waits for the device where that is not the host: there, copy `table` asynchronously and give
-        the copy to `unpack` instead.
+        Waits for the device where that is not the host. Where time matters, copy `table`
+        (asynchronously) and give the copy to `unpack` on another thread instead.
         """
         return self.unpack(self.table.cpu().numpy(), step)
 
