@@ -79,6 +79,8 @@ CASES = {
     "padding": Case(keep=True),
     "padding and domains": Case(keep=True, domains=3, dtype="bfloat16", E=60),
     "dropped assignments": Case(dropped=0.3, domains=2),
+    "dropped, sixty experts": Case(dropped=0.3, E=60),
+    "each block in one domain": Case(T=256, domains=4, tokens_a_row=64),
     "all dropped": Case(dropped=1.0),
     "rows apart": Case(strided=True, dtype="bfloat16"),
     "experts apart": Case(crossed=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 from plain_moe import TOY, PlainMoE, router_sites, some_tokens
@@ -98,6 +100,25 @@ def test_a_replay_counts_what_a_run_without_a_graph_counts(graph_of_a_step):
     plain = tap.layout.parts(counted(tap)[1].table)
     assert (replayed.counts_LDE == plain.counts_LDE).all()
     assert (replayed.tallies_L2 == plain.tallies_L2).all()
+
+
+def test_a_graph_is_captured_unharmed_while_a_writer_takes_samples(cuda):
+    model = PlainMoE(TOY, cuda, torch.float32)
+    tap = Tap(router_sites(model), device=cuda)
+    step(tap, 1, lambda: model(some_tokens(TOY, ROWS, cuda)))
+    torch.cuda.synchronize()
+    here, taken = torch.ones(8, device=cuda), []
+    graph = torch.cuda.CUDAGraph()
+    # By default a capture forbids all threads what could disturb it, not only its own.
+    with torch.cuda.graph(graph):
+        there = here * 2
+        writer = Thread(target=lambda: taken.append(tap.ring.take()))
+        writer.start()
+        writer.join()
+        there = there + 1
+    graph.replay()
+    assert there.sum().item() == 24
+    assert taken[0].note.step == 1
 
 
 COMPILED = {
