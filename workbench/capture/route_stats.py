@@ -112,6 +112,25 @@ def _(*arguments: Any) -> None:
 
 
 @cache
+def let_selective_checkpoints_pass() -> None:
+    """Lets a graph that holds the op run inside a selective checkpoint.
+
+    torch says for its own operators how they pass the two modes by which a selective checkpoint
+    saves and recomputes, but not for the one that wraps an op which writes to its arguments. Only
+    the backends that run a graph as it was traced ("aot_eager") meet it there.
+    """
+    try:
+        from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2
+        from torch._higher_order_ops.utils import redirect_to_mode
+        from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
+    except ImportError:  # not public: another version may have it elsewhere, or solved
+        return
+    for mode in (_CachingTorchDispatchMode, _CachedTorchDispatchMode):
+        if mode not in auto_functionalized_v2.python_key_table:
+            redirect_to_mode(auto_functionalized_v2, mode)
+
+
+@cache
 def _of_device(kind: str) -> Callable[..., None]:
     """The kernel for a kind of device; plain torch where there is none."""
     if kind == "cuda":

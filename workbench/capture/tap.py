@@ -26,7 +26,7 @@ from workbench.capture.adapters.router_site import Reading, RouterSite, Show
 from workbench.capture.labels import Labels
 from workbench.capture.ranks import Ranks
 from workbench.capture.ring import Ring
-from workbench.capture.route_stats import route_stats, spent
+from workbench.capture.route_stats import let_selective_checkpoints_pass, route_stats, spent
 from workbench.errors import CaptureError, UsageError
 
 
@@ -79,6 +79,7 @@ class Tap:
     ) -> None:
         if coactivation_every < 1:
             raise UsageError(f"coactivation_every={coactivation_every}: must be 1 or more.")
+        let_selective_checkpoints_pass()
         self.sites = list(sites)
         self.device = device or next(self.sites[0].module.parameters()).device
         self.layout = Table(len(self.sites), max(domains, 1), self.sites[0].num_experts)
