@@ -10,6 +10,7 @@ longer.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class Shadow(RemovableHandle):
     """
 
     def __init__(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
-        super().__init__({})
+        super().__init__(OrderedDict())
         self._module, self._name = module, name
         # Beside the parameters, as an attribute of the instance: the class stays as it is.
         object.__setattr__(module, name, function)

@@ -162,7 +162,3 @@ class RecordLightning(Recording):
         self._pause.close()
         vars(trainer).pop("save_checkpoint", None)
         self.session.close()
-
-    def close(self) -> None:
-        """Frees the run's folder."""
-        self.session.close()

@@ -30,7 +30,6 @@ from workbench.errors import CaptureError
 
 NUMBERS = {"loss": "train/CE loss", "grad_norm": "optim/total grad norm"}
 """Ours, and the trainer's names for them."""
-RATE = "optim/LR (group 0)"
 SCORES = {
     "softmax": Scores.LOGITS,
     "topk_softmax": Scores.LOGITS,
@@ -101,13 +100,10 @@ class RecordOLMo(Recording):
             self.session.abandon()
             return
         read = self.trainer.global_step % self.trainer.metrics_collect_interval == 0
-        told = {name: self._metric(metric, read) for name, metric in NUMBERS.items()}
-        self.session.end(lr=self._metric(RATE, read), **told)
-
-    def _metric(self, name: str, read: bool) -> Any:
-        value = self.trainer.get_metric(name)
-        waits = isinstance(value, Tensor) and value.device.type != "cpu"
-        return value if read or not waits else None
+        told = {name: self.trainer.get_metric(metric) for name, metric in NUMBERS.items()}
+        # The scheduler sets it before the update, and it stays until the next.
+        told["lr"] = self.trainer.train_module.optim.param_groups[0]["lr"]
+        self.session.end(**{n: v for n, v in told.items() if read or not _waits(v)})
 
     def post_checkpoint_saved(self, path: str | Path) -> None:
         """A checkpoint is whole. Told from a thread of its own where it was saved in the
@@ -145,6 +141,11 @@ class RecordOLMo(Recording):
         """The training ended, by itself or by an exception."""
         self._enter_whole()
         self.session.close()
+
+
+def _waits(value: Any) -> bool:
+    """Whether the host would wait for the device to have this number."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 def _step_of(path: str | Path) -> int:

@@ -207,6 +207,10 @@ class Recording:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops the step under way, writes the rest and frees the run's folder."""
         self.session.close()
 
 

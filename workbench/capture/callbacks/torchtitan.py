@@ -147,18 +147,17 @@ class RecordTorchTitan(Recording):
             # Before the balancing hook, which zeroes the counts that torchtitan keeps itself.
             _check_one_part(model_parts, parallel_dims)
             model = model_parts[0]
-            model.register_forward_pre_hook(lambda *_: self._before_forward(model, parallel_dims))
+            self._start(model, parallel_dims, 0)
+            model.register_forward_pre_hook(lambda *_: self._before_forward(model))
             optimizers.register_step_post_hook(lambda *_: self._after_update(optimizers))
             if then is not None:
                 then(optimizers, model_parts, parallel_dims)
 
         return built
 
-    def _before_forward(self, model: nn.Module, parallel_dims: Any) -> None:
+    def _before_forward(self, model: nn.Module) -> None:
         # Validation is no step, and reaches this hook as well.
-        if model.training and self.session.step is None:
-            if not self.session.running:
-                self._start(model, parallel_dims, 0)
+        if model.training and self.session.running and self.session.step is None:
             self.session.begin(self.recorder.last_step + 1)
 
     def _after_update(self, optimizers: Any) -> None:

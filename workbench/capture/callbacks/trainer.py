@@ -96,7 +96,3 @@ class RecordTrainer(Recording):
         """The training ended by itself."""
         self.session.end()
         self.session.close()
-
-    def close(self) -> None:
-        """Frees the run's folder after a training that broke off."""
-        self.session.close()

@@ -1,4 +1,4 @@
-"""`tiny_training`, the module beside this, importable by the tests of this folder; the record."""
+"""The modules beside this, `tiny_training` and `stand_ins`, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 
-# Tests are no packages: a module beside them is loaded by its path.
-_spec = importlib.util.spec_from_file_location(
-    "tiny_training", Path(__file__).with_name("tiny_training.py")
-)
-_module = importlib.util.module_from_spec(_spec)
-sys.modules["tiny_training"] = _module
-_spec.loader.exec_module(_module)
+
+def _beside(name):
+    # Tests are no packages: a module beside them is loaded by its path.
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+tiny_training = _beside("tiny_training")
+_beside("stand_ins")
 
 
 @pytest.fixture
 def record(tmp_path):
     """The record that a test's training writes."""
-    return _module.Record(tmp_path / "run")
+    return tiny_training.Record(tmp_path / "run")
