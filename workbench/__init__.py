@@ -20,16 +20,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench import figures, testing
+    from workbench.capture.adapters.generic import Generic
+    from workbench.capture.probe_set import ProbeSet
     from workbench.capture.recorder import Recorder
+    from workbench.capture.traces import Traces
     from workbench.run import open_run
 
-__all__ = ["Recorder", "__version__", "figures", "open_run", "testing"]
+__all__ = [
+    "Generic",
+    "ProbeSet",
+    "Recorder",
+    "Traces",
+    "__version__",
+    "figures",
+    "open_run",
+    "testing",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "open_run": "workbench.run",
+    "Generic": "workbench.capture.adapters.generic",
+    "ProbeSet": "workbench.capture.probe_set",
     "Recorder": "workbench.capture.recorder",
+    "Traces": "workbench.capture.traces",
     "figures": "workbench.figures",
     "testing": "workbench.testing",
 }

@@ -131,11 +131,21 @@ class Accumulators:
         self.slow = torch.zeros(layout.slow_cells, dtype=torch.int64, device=device)
         # On the device: a replayed CUDA graph reads them anew, Python does not run there.
         self.flags = torch.zeros(2, dtype=torch.int64, device=device)
+        self._states = torch.tensor([[0, 0], [1, 0], [1, 1]], device=device).unbind()
+        if device.type == "cuda":
+            self._stay_in_place()
+
+    def _stay_in_place(self) -> None:
+        # A compiled step that writes to its inputs is not replayed as a CUDA graph, unless it
+        # knows that they never move.
+        from torch._dynamo import mark_static_address
+
+        for tensor in (self.table, self.slow, self.flags):
+            mark_static_address(tensor, guard=False)
 
     def switch(self, *, active: bool, slow: bool = False) -> None:
         """Says whether the forwards that follow count; does not wait for the device."""
-        self.flags[ACTIVE] = int(active)
-        self.flags[SLOW] = int(slow)
+        self.flags.copy_(self._states[int(active) + int(active and slow)])
 
     def clear(self, *, slow: bool = True) -> None:
         """Forgets what was added, without waiting for the device."""

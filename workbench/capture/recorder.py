@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.budget import Budget
-from workbench.capture.probe_set import ProbeSet, route
+from workbench.capture.probe_set import ProbeReader, ProbeSet
 from workbench.capture.ranks import Ranks
 from workbench.capture.rows import TRAIN_VALUES, SeenTokens
 from workbench.capture.run_folder import RunFolder
 from workbench.capture.tap import Tap
+from workbench.capture.traces import Traces
 from workbench.capture.writer import BackgroundWriter, Rows
 from workbench.errors import RunExists, UsageError
 from workbench.store.layout import Layout, ProbeTokens, Task
@@ -52,6 +53,11 @@ class Recorder:
         domains: names of the domains that labels name.
         tasks: what `evaluations` will hold.
         probe: fixed tokens whose routing is recorded at every checkpoint.
+        sites: places in the model whose activations on the probe set are recorded too, by
+            TransformerLens's name or the module's path, such as "blocks.1.hook_resid_post".
+        interiors: layers whose experts' hidden rows on the probe set are recorded too.
+        traces: the share of the training tokens whose routes are recorded one by one, such as
+            1e-3, or a `Traces`; None for none. Of a distributed training's first rank.
         resume_at: go on from the checkpoint of this step; what the branch holds after it is set
             aside, not lost.
         coactivation_every: steps between two readings of which experts are chosen together.
@@ -78,6 +84,9 @@ class Recorder:
         domains: Sequence[str] = (),
         tasks: Sequence[Task] = (),
         probe: ProbeSet | None = None,
+        sites: Sequence[str] = (),
+        interiors: Sequence[int] = (),
+        traces: Traces | float | None = None,
         resume_at: int | None = None,
         coactivation_every: int = 25,
         overhead: str | float | None = None,
@@ -87,8 +96,12 @@ class Recorder:
         self.folder = RunFolder(path)
         self.branch = branch
         self.model = model
-        self.probe = probe
         self.sites = find_routers(model, routers)
+        if probe is None and (sites or interiors):
+            raise UsageError("sites and interiors are read on a probe set: give probe= as well.")
+        self._probe = probe and ProbeReader(model, self.sites, probe, sites, interiors)
+        if isinstance(traces, (int, float)):
+            traces = Traces(share=traces)
         self.domains = tuple(domains)
         self.ranks = Ranks(group)
         self._budget = None if overhead is None else Budget.parse(overhead, coactivation_every)
@@ -96,7 +109,7 @@ class Recorder:
         self._writer: BackgroundWriter | None = None
         self._seen = SeenTokens()
         if self.ranks.first:
-            self._writer = self._open_writer(tasks, resume_at, about)
+            self._writer = self._open_writer(tasks, probe, resume_at, about)
         try:
             self._tap = Tap(
                 self.sites,
@@ -105,6 +118,7 @@ class Recorder:
                 model=model,
                 coactivation_every=coactivation_every,
                 ranks=self.ranks,
+                traces=traces,
             )
         except BaseException:
             if self._writer is not None:
@@ -122,7 +136,11 @@ class Recorder:
         _before_executors_stop(self._finalizer)
 
     def _open_writer(
-        self, tasks: Sequence[Task], resume_at: int | None, about: Mapping[str, Any] | None
+        self,
+        tasks: Sequence[Task],
+        probe: ProbeSet | None,
+        resume_at: int | None,
+        about: Mapping[str, Any] | None,
     ) -> BackgroundWriter:
         layout = Layout(
             layers=tuple(range(len(self.sites))),
@@ -135,7 +153,7 @@ class Recorder:
         self.store = self._open_store(layout)
         if resume_at is not None:
             self.set_aside = self.store.rollback(self.branch, resume_at)
-        writer = BackgroundWriter(self.store, self.branch, _rest_of_layout(tasks, self.probe))
+        writer = BackgroundWriter(self.store, self.branch, _rest_of_layout(tasks, probe))
         last = writer.last("train")
         if resume_at is None and last is not None:
             writer.close()
@@ -271,12 +289,9 @@ class Recorder:
             correct: (task, item) int8, in the order of the recorder's tasks.
             logprob: (task, item) float32, nats.
         """
-        self._put_checkpoint("evaluations", step, {"correct": correct, "logprob": logprob})
-
-    def _put_checkpoint(self, group: str, step: int, values: Mapping[str, np.ndarray]) -> None:
         if self._writer is not None:
-            label = {"checkpoint": np.array([step])}
-            self._writer.put(Rows(group, label | {n: v[None] for n, v in values.items()}))
+            rows = {"correct": correct[None], "logprob": logprob[None]}
+            self._writer.put(Rows("evaluations", {"checkpoint": np.array([step])} | rows))
 
     def checkpoint(self, path: str | Path, *, step: int | None = None, **about: Any) -> None:
         """Says that weights were saved at `path`: reads the probe set, makes all so far durable,
@@ -291,8 +306,11 @@ class Recorder:
         a sharded model on every rank, because the model then runs on all.
         """
         step = self.last_step if step is None else step
-        if self.probe is not None:
-            self._put_checkpoint("activations", step, route(self.model, self.sites, self.probe))
+        if self._probe is not None:
+            # The writer's thread fills in the tokens seen, once it has taken the samples before.
+            for portion in self._probe.read(step, tokens_seen=0):
+                if self._writer is not None:
+                    self._writer.put(Rows(*portion))
         if self._writer is not None and self._writer.flush(tag=step):
             self._index(Path(path), step, about)
 
@@ -339,6 +357,13 @@ class Recorder:
         self._closed = True
         self._finalizer()
         writer = self._writer
+        if writer is not None and writer.overflowed:
+            warnings.warn(
+                f"{writer.overflowed} tokens that should have been traced found no room: give "
+                f"traces=Traces(tokens_per_step=...) for the tokens of a step on one rank.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if writer is not None and (writer.dropped or writer.error):
             self.folder.update(capture={self.branch: {"dropped": writer.dropped}})
             warnings.warn(

@@ -4,9 +4,9 @@ Needs   accumulators, once a step.
 Yields  Ring: `push` copies a step's table out without waiting for the device or for the writer;
         `take` hands the oldest sample on that has arrived.
 
-From a GPU the copy goes asynchronously into pinned memory and an event says when it has arrived;
-on a CPU it is a plain copy. A full ring drops the sample and counts it: training never waits. One
-thread pushes, one other takes.
+From a GPU the copy goes asynchronously into pinned memory, and at the next push an event says
+whether it has arrived; on a CPU it is a plain copy. A full ring drops the sample and counts it:
+training never waits. One thread pushes, one other takes.
 
 Imports with torch and numpy alone.
 """
@@ -36,6 +36,8 @@ class Sample(NamedTuple):
     """(cells,) int64, laid out by `Table`."""
     slow: np.ndarray | None
     """(slow_cells,) int64; None where the step did not read the slow quantities."""
+    extra: np.ndarray | None
+    """A copy of the tensor that was pushed along with it; None where there was none."""
 
 
 class Ring:
@@ -45,6 +47,7 @@ class Ring:
         layout: of the accumulators.
         device: where the accumulators live; a CUDA device makes the slots pinned.
         slots, slow_slots: samples that may wait.
+        extra: cells of an int64 tensor that is pushed along with every sample.
 
     Example:
         >>> from workbench.capture.accumulators import Accumulators, Table
@@ -63,19 +66,21 @@ class Ring:
         *,
         slots: int | None = None,
         slow_slots: int = SLOW_SLOTS,
+        extra: int = 0,
     ) -> None:
         pinned = device.type == "cuda"
-        slots = slots or min(512, max(16, RING_BYTES // (8 * layout.cells)))
+        slots = slots or min(512, max(16, RING_BYTES // (8 * (layout.cells + extra))))
         self.slots, self.slow_slots = slots, slow_slots
         self._tables = torch.empty((slots, layout.cells), dtype=torch.int64, pin_memory=pinned)
         self._slow = torch.empty(
             (slow_slots, layout.slow_cells), dtype=torch.int64, pin_memory=pinned
         )
+        self._extra = torch.empty((slots, extra), dtype=torch.int64, pin_memory=pinned)
         self._notes: list[Any] = [None] * slots
         self._with_slow = [False] * slots
-        self._arrived = [torch.cuda.Event() if pinned else None for _ in range(slots)]
-        # Each is written by one thread alone: the first two by the one that pushes.
-        self._pushed = self._slow_pushed = 0
+        self._events = [torch.cuda.Event() for _ in range(slots)] if pinned else []
+        # Each is written by one thread alone: the first three by the one that pushes.
+        self._pushed = self._slow_pushed = self._arrived = 0
         self._taken = self._slow_taken = 0
         self.dropped = 0
         """Samples that found no slot."""
@@ -86,12 +91,15 @@ class Ring:
         """Samples that wait, arrived or not."""
         return self._pushed - self._taken
 
-    def push(self, note: Any, accumulators: Accumulators, *, slow: bool) -> bool:
+    def push(
+        self, note: Any, accumulators: Accumulators, *, slow: bool, extra: Tensor | None = None
+    ) -> bool:
         """Copies the accumulators into the next slot; False where none is free.
 
         The accumulators may be cleared at once afterwards: on a GPU the fill comes after the copy
         on the same stream.
         """
+        self._see_what_has_arrived()
         if len(self) >= self.slots:
             self.dropped += 1
             return False
@@ -105,33 +113,44 @@ class Ring:
                 accumulators.slow, non_blocking=True
             )
             self._slow_pushed += 1
+        if extra is not None:
+            self._extra[slot].copy_(extra, non_blocking=True)
         self._notes[slot] = note
         self._with_slow[slot] = slow
-        if (event := self._arrived[slot]) is not None:
-            event.record()
+        if self._events:
+            self._events[slot].record()
         # Last: from here on the other thread may look.
         self._pushed += 1
+        if not self._events:
+            self._arrived = self._pushed
         return True
+
+    def _see_what_has_arrived(self) -> None:
+        # Asked by the thread that pushes and never by the other one: a CUDA call from there would
+        # break the capture of a CUDA graph here.
+        while self._arrived < self._pushed and self._events[self._arrived % self.slots].query():
+            self._arrived += 1
 
     def take(self, *, wait: bool = False) -> Sample | None:
         """The oldest sample, its slot freed; None where nothing has arrived.
 
         Args:
-            wait: for a copy that is under way, not for a push.
+            wait: for a copy that is under way, not for a push. Not while the other thread captures
+                a CUDA graph.
         """
         if not len(self):
             return None
         slot = self._taken % self.slots
-        if (event := self._arrived[slot]) is not None:
-            if wait:
-                event.synchronize()
-            elif not event.query():
+        if self._taken >= self._arrived:
+            if not wait:
                 return None
+            self._events[slot].synchronize()
         slow = None
         if self._with_slow[slot]:
             slow = _array(self._slow[self._slow_taken % self.slow_slots])
             self._slow_taken += 1
-        sample = Sample(self._notes[slot], _array(self._tables[slot]), slow)
+        extra = _array(self._extra[slot]) if self._extra.shape[1] else None
+        sample = Sample(self._notes[slot], _array(self._tables[slot]), slow, extra)
         self._notes[slot] = None
         self._taken += 1
         return sample

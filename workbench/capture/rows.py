@@ -1,8 +1,8 @@
 """From samples to rows of the store.
 
 Needs   samples of the ring (tap.py), in order.
-Yields  `router_rows`, `train_rows`: the groups' arrays with the step first, as the schema names
-        them; SeenTokens, the clock that counts training tokens along.
+Yields  `router_rows`, `train_rows`, `trace_rows`: the groups' arrays with the growing dim first, as
+        the schema names them; SeenTokens, the clock that counts training tokens along.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from workbench.capture.accumulators import Table, as_variables
 from workbench.capture.ring import Sample
+from workbench.capture.traces import RouteTraces
 
 TRAIN_VALUES = ("loss", "lr", "grad_norm")
 """Numbers that a trainer may give for a step."""
@@ -94,3 +95,16 @@ def train_rows(samples: Sequence[Sample], tokens_seen: Sequence[int]) -> dict[st
         values = [n.values.get(name, np.nan) for n in notes]
         rows[name] = np.array(values, dtype=np.float32)
     return rows
+
+
+def trace_rows(traces: RouteTraces, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """Rows of the group `traces`; empty where no token of the samples was traced."""
+    found = [
+        rows
+        for sample in samples
+        if sample.extra is not None and sample.note.captured
+        if (rows := traces.unpack(sample.extra, sample.note.step)) is not None
+    ]
+    if not found:
+        return {}
+    return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}

@@ -27,6 +27,7 @@ from workbench.capture.labels import Labels
 from workbench.capture.ranks import Ranks
 from workbench.capture.ring import Ring
 from workbench.capture.route_stats import let_selective_checkpoints_pass, route_stats, spent
+from workbench.capture.traces import RouteTraces, Traces, capacity_for
 from workbench.errors import CaptureError, UsageError
 
 
@@ -60,6 +61,7 @@ class Tap:
         model: the root model; its `attention_mask` is then taken as the padding.
         coactivation_every: captured steps between two readings of the slow quantities.
         ranks: who counts together; None for all of torch.distributed.
+        traces: tokens to trace, on the first rank; None for none. Needs `model`.
         slots: samples that may wait in the ring; None for as many as fit into 32 MiB.
 
     Raises:
@@ -75,6 +77,7 @@ class Tap:
         model: nn.Module | None = None,
         coactivation_every: int = 25,
         ranks: Ranks | None = None,
+        traces: Traces | None = None,
         slots: int | None = None,
     ) -> None:
         if coactivation_every < 1:
@@ -86,20 +89,39 @@ class Tap:
         self.accumulators = Accumulators(self.layout, self.device)
         self.labels = Labels(self.device, domains)
         self.ranks = ranks or Ranks()
-        self.ring = Ring(self.layout, self.device, slots=slots if self.ranks.first else 1)
+        self._handles: list[Any] = [self.labels.watch(model)] if model is not None else []
+        self.traces: RouteTraces | None = None
+        if traces is not None and model is not None and self.ranks.first:
+            self.traces = self._trace(traces, model)
+        self.ring = Ring(
+            self.layout,
+            self.device,
+            slots=slots if self.ranks.first else 1,
+            extra=self.traces.layout.cells if self.traces else 0,
+        )
         self.coactivation_every = coactivation_every
         self.every = 1
         """Steps between two captured ones."""
         self._slow = self._active = self._checked = False
         self._step: int | None = None
         self._began = self._spent_before = self._seconds = 0.0
-        self._handles: list[Any] = [self.labels.watch(model)] if model is not None else []
         for place, site in enumerate(self.sites):
             self._handles += site.attach(self._show(place, site))
 
+    def _trace(self, plan: Traces, model: nn.Module) -> RouteTraces:
+        traces = RouteTraces(
+            len(self.sites),
+            self.sites[0].experts_per_token,
+            self.accumulators.flags,
+            share=plan.share,
+            capacity=capacity_for(plan.tokens_per_step, plan.share),
+        )
+        self._handles += traces.watch(model, self.labels, plan.embedding)
+        return traces
+
     def _show(self, place: int, site: RouterSite) -> Show:
         # It must not hold the tap: one that is forgotten could then never be collected.
-        labels, sums, module = self.labels, self.accumulators, site.module
+        labels, sums, module, traces = self.labels, self.accumulators, site.module, self.traces
         scores, layers, domains = int(site.scores), self.layout.layers, self.layout.domains
 
         def show(reading: Reading) -> None:
@@ -109,6 +131,8 @@ class Tap:
                     *reading, labels.domains, labels.keep, scores, layers, place, domains,
                     sums.flags, sums.table, sums.slow,
                 )  # fmt: skip
+                if traces is not None:
+                    traces.read(place, reading)
 
         return show
 
@@ -144,6 +168,8 @@ class Tap:
         """Forgets the step under way."""
         self.accumulators.switch(active=False)
         self.accumulators.clear()
+        if self.traces is not None:
+            self.traces.begin()
         self.labels.clear()
         self._step = None
 
@@ -168,9 +194,14 @@ class Tap:
             step, tokens, self._active, time(), seconds + perf_counter() - now, now - self._began,
             self.every, dict(values),
         )  # fmt: skip
-        pushed = self.ranks.first and self.ring.push(note, sums, slow=self._slow)
+        traces = self.traces
+        pushed = self.ranks.first and self.ring.push(
+            note, sums, slow=self._slow, extra=traces.table if traces is not None else None
+        )
         if self._active:
             sums.clear(slow=self._slow)
+        if traces is not None:
+            traces.begin()
         self.labels.clear()
         return note if pushed else None
 

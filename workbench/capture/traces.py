@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any, Protocol
 
@@ -43,8 +44,27 @@ from workbench.errors import CaptureError, UsageError
 
 SHARE = 1e-3
 """Tokens that are traced, as a share of all."""
-TOKENS_OF_A_STEP = 1 << 20
+TOKENS_OF_A_STEP = 1 << 18
 """For how many tokens a step there are slots where nothing else is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traces:
+    """What a recorder is asked to trace.
+
+    Example:
+        >>> Traces(share=0.01).share
+        0.01
+    """
+
+    share: float = SHARE
+    """Tokens that are traced, as a share of all, in (0, 1]."""
+    tokens_per_step: int = TOKENS_OF_A_STEP
+    """Tokens of the largest step on one rank; traces beyond the room for them are counted as
+    overflow."""
+    embedding: str | None = None
+    """Dotted path of the module that is given the token ids (row, position); None: what
+    `get_input_embeddings` returns, or the model's only `nn.Embedding`."""
 
 
 class Labels(Protocol):
@@ -76,7 +96,7 @@ class RouteTraces:
         flags: (2,) int64 on the model's device, as of the accumulators: nothing is traced while
             ACTIVE is 0.
         share: of the tokens, in (0, 1].
-        capacity: slots for the tokens of a step; None: for 2^20 tokens. What comes after they are
+        capacity: slots for the tokens of a step; None: for 2^18 tokens. What comes after they are
             full is counted in `overflowed`, and left out.
 
     Raises:

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 from workbench.capture.ring import Ring, Sample
-from workbench.capture.rows import SeenTokens, router_rows, train_rows
+from workbench.capture.rows import SeenTokens, router_rows, trace_rows, train_rows
 from workbench.capture.tap import Tap
 from workbench.store.run_store import RunStore
+from workbench.store.schema import Variable
 from workbench.store.writer import StoreWriter
 
 LOOK_EVERY = 0.2
@@ -41,6 +42,8 @@ class Rows:
 
     group: str
     values: Mapping[str, np.ndarray]
+    declared: Mapping[str, Variable] = field(default_factory=dict)
+    """Variables that the schema cannot know, as `StoreWriter.append` takes them."""
 
 
 @dataclass
@@ -79,6 +82,12 @@ class BackgroundWriter:
     def listen(self, tap: Tap, seen: SeenTokens, *, with_domains: bool) -> None:
         """From here on takes what the tap pushes into its ring."""
         self._intake = Intake(tap, seen, with_domains, self._writer)
+
+    @property
+    def overflowed(self) -> int:
+        """Tokens that should have been traced and found no room."""
+        traces = self._intake.traces if self._intake else None
+        return traces.overflowed if traces is not None else 0
 
     @property
     def dropped(self) -> int:
@@ -167,10 +176,10 @@ class BackgroundWriter:
     def _serve(self, task: Rows | Flush) -> None:
         if isinstance(task, Rows):
             values = dict(task.values)
-            if "checkpoint" in values and self._intake is not None:
+            if task.group in ("evaluations", "activations") and self._intake is not None:
                 steps = values["checkpoint"]
                 values["tokens_seen"] = np.array([self._intake.seen.at(int(s)) for s in steps])
-            self._writer.append(task.group, values)
+            self._writer.append(task.group, values, task.declared)
             return
         self._writer.commit("flush" if task.tag is None else f"checkpoint {task.tag}")
         if task.tag is not None:
@@ -188,6 +197,7 @@ class Intake:
         self._writer = writer
         self._sites = tap.sites
         self._ranks = tap.ranks.count
+        self.traces = tap.traces
         self._held = 0
         self.odd: str | None = None
         """What does not add up in the first step where something does not."""
@@ -217,6 +227,10 @@ class Intake:
         if rows:
             self._writer.append("router", rows)
         self._writer.append("train", train_rows(samples, seen))
+        if self.traces is not None:
+            traced = trace_rows(self.traces, samples)
+            if traced:
+                self._writer.append("traces", traced)
         self._held -= len(samples)
 
     def _oddity(self, sample: Sample) -> str | None:

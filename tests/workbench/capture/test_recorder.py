@@ -359,3 +359,47 @@ def test_unknown_values_are_not_logged(tmp_path):
     recorder = Recorder(MoELM(TINY_MODEL), tmp_path / "run")
     with recorder, pytest.raises(UsageError, match="loss, lr, grad_norm"):
         recorder.log(accuracy=1.0)
+
+
+def test_every_tier_goes_into_one_record(tmp_path, tiny_plan):
+    """Traces, a site and experts' insides beside the counts; each against a hook of its own."""
+    lm = MoELM(TINY_MODEL, seed=0)
+    training = Training(tiny_plan, tmp_path / "weights", device="cpu")
+    training.model = lm
+    probe = ProbeSet(batches(1, seed=9)[0][:, :-1].numpy(), ("a", "a", "b", "b"))
+    site = "blocks.1.hook_resid_post"
+    with Recorder(
+        lm, tmp_path / "run", probe=probe, sites=[site], interiors=[0], traces=1.0
+    ) as recorder:
+        (tokens,) = batches(1)
+        with recorder.step(1, tokens=TOKENS):
+            lm(tokens[:, :-1])
+        recorder.checkpoint(training.save(), step=1)
+    run = wb.open_run(tmp_path / "run")
+    assert run.traces.sizes["trace"] == TOKENS
+    assert run.traces.token.values.tolist() == tokens[:, :-1].flatten().tolist()
+    counted = np.bincount(run.traces.expert_ids.sel(layer=0).values.ravel(), minlength=8)
+    assert counted.tolist() == run.router.assignments.sel(step=1, layer=0).values.tolist()
+    seen = []
+    handle = lm.get_submodule(site).register_forward_hook(lambda m, i, o: seen.append(o.detach()))
+    lm.eval()(torch.from_numpy(probe.tokens))
+    handle.remove()
+    recorded = run.activations[site].sel(checkpoint=1).values
+    np.testing.assert_array_equal(recorded, seen[0].flatten(0, 1).numpy())
+    assert int(run.activations.tokens_seen[0]) == TOKENS
+    rows = sum(run.interior(layer=0, expert=e, checkpoint=1).sizes["row"] for e in range(8))
+    assert rows == TOKENS * TINY_MODEL.experts_per_token
+
+
+def test_traces_that_find_no_room_are_told(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    recorder = Recorder(lm, tmp_path / "run", traces=wb.Traces(share=1.0, tokens_per_step=8))
+    with recorder.step(1, tokens=TOKENS):
+        lm(batches(1)[0][:, :-1])
+    with pytest.warns(RuntimeWarning, match=r"56 tokens.*found no room.*tokens_per_step"):
+        recorder.close()
+
+
+def test_a_site_without_a_probe_set_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="give probe= as well"):
+        Recorder(MoELM(TINY_MODEL), tmp_path / "run", sites=["blocks.0"])
