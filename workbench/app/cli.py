@@ -238,6 +238,51 @@ def verify_checkpoints(run: Path, fast: bool) -> None:
 
 
 @commands.command()
+@click.argument("model", default="nano")
+@click.option("--batch", type=click.IntRange(min=1), default=None, help="Rows of a step.")
+@click.option("--length", type=click.IntRange(min=1), default=None, help="Positions of a row.")
+@click.option("--step-seconds", type=float, default=None, help="Of a training step of yours.")
+@click.option("--steps-per-day", type=float, default=None, help="The same, the other way round.")
+@click.option(
+    "--traces", default=1e-3, show_default=True, help="Share of the tokens to trace; 0 for none."
+)
+@click.option("--checkpoints", type=int, default=None, help="Checkpoints that your trainer saves.")
+@click.option("--keep", type=int, default=None, help="How many of them it keeps; by default all.")
+@click.option(
+    "--into", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+    help="Folder that runs would be recorded into.",
+)  # fmt: skip
+@DEVICE
+@THREADS
+@JSON
+def doctor(
+    model: str, batch: int | None, length: int | None, step_seconds: float | None,
+    steps_per_day: float | None, traces: float, checkpoints: int | None, keep: int | None,
+    into: Path, device: str, threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Say what capture would do with MODEL on this machine: what is recorded, how many bytes, what
+    it costs, what would go wrong. Exits 1 where data would be lost.
+
+    MODEL is a preset (nano, small, base, dbrx), a folder with a Hugging Face config.json, or
+    package.module:function that returns an nn.Module.
+    """
+    import os
+
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    _use_threads(threads)
+    from workbench.app.doctor import as_json as plain
+    from workbench.app.doctor import as_text, diagnose
+
+    checkup = diagnose(
+        model, rows=batch, length=length, step_seconds=step_seconds, steps_per_day=steps_per_day,
+        traces=traces, checkpoints=checkpoints, keep=keep, into=into, device=device,
+        omp_wait_policy=policy,
+    )  # fmt: skip
+    click.echo(json.dumps(plain(model, checkup)) if as_json else as_text(model, checkup))
+    sys.exit(0 if checkup.healthy else 1)
+
+
+@commands.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("notebooks"))
 def lab(folder: Path) -> None:
     """Open JupyterLab on the notebooks."""
@@ -267,6 +312,13 @@ def _plan(preset: str, seed: int | None, steps: int | None) -> Any:
 
 
 def _experiment(into: Path, device: str, compile: bool, threads: int | None) -> Experiment:
+    _use_threads(threads)
+    from workbench.app.experiment import Experiment
+
+    return Experiment(into, say=click.echo, device=device, compile=compile)
+
+
+def _use_threads(threads: int | None) -> None:
     import os
 
     # Threads that wait by spinning starve each other when anything else runs: measured with one
@@ -274,10 +326,7 @@ def _experiment(into: Path, device: str, compile: bool, threads: int | None) -> 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from workbench.app.experiment import Experiment
-
     torch.set_num_threads(threads or min(4, os.cpu_count() or 1, torch.get_num_threads()))
-    return Experiment(into, say=click.echo, device=device, compile=compile)
 
 
 def _index(run: Path) -> Any:

@@ -75,6 +75,8 @@ class Labels:
             self.positions = self._here(positions, torch.int64)
 
     def _here(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        if labels.dtype == dtype and labels.device == self._device:
+            return labels.detach()
         return labels.detach().to(self._device, dtype, non_blocking=True)
 
     def _check_domains(self, domains: Tensor) -> None:

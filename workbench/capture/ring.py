@@ -72,6 +72,7 @@ class Ring:
         slots = slots or min(512, max(16, RING_BYTES // (8 * (layout.cells + extra))))
         self.slots, self.slow_slots = slots, slow_slots
         self._tables = torch.empty((slots, layout.cells), dtype=torch.int64, pin_memory=pinned)
+        self._rows = self._tables.numpy()
         self._slow = torch.empty(
             (slow_slots, layout.slow_cells), dtype=torch.int64, pin_memory=pinned
         )
@@ -104,7 +105,10 @@ class Ring:
             self.dropped += 1
             return False
         slot = self._pushed % self.slots
-        self._tables[slot].copy_(accumulators.table, non_blocking=True)
+        if accumulators.on_host is not None:
+            self._rows[slot][:] = accumulators.on_host.table
+        else:
+            self._tables[slot].copy_(accumulators.table, non_blocking=True)
         if slow and self._slow_pushed - self._slow_taken >= self.slow_slots:
             self.slow_dropped += 1
             slow = False
@@ -150,7 +154,7 @@ class Ring:
             slow = _array(self._slow[self._slow_taken % self.slow_slots])
             self._slow_taken += 1
         extra = _array(self._extra[slot]) if self._extra.shape[1] else None
-        sample = Sample(self._notes[slot], _array(self._tables[slot]), slow, extra)
+        sample = Sample(self._notes[slot], self._rows[slot].copy(), slow, extra)
         self._notes[slot] = None
         self._taken += 1
         return sample

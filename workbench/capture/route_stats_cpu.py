@@ -12,12 +12,20 @@ Imports with torch and numpy alone.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import log
 
 import numpy as np
 from torch import Tensor
 
-from workbench.capture.accumulators import ENTROPY_BINS, NEAR_TIE_LOGITS, SLOW, Table
+from workbench.capture.accumulators import (
+    ENTROPY_BINS,
+    NEAR_TIE_LOGITS,
+    SLOW,
+    Parts,
+    SlowParts,
+    Table,
+)
 from workbench.capture.adapters.router_site import Scores
 
 # Shapes: T tokens of a piece, N all kept tokens, R rows of them, E experts, K chosen a token.
@@ -26,6 +34,24 @@ PIECE = 1 << 17
 """Scores in a piece: half a MiB."""
 UNDERFLOW = -110.0
 """exp of this is 0 in float32, and 0 times it is 0, where 0 times -inf were not a number."""
+
+
+_views: dict[tuple[int, int, int, int, int], tuple[Parts, SlowParts]] = {}
+
+
+def _parts(
+    table: Tensor, slow: Tensor, layers: int, domains: int, experts: int
+) -> tuple[Parts, SlowParts]:
+    """Views of both tables, made once: making them costs as much as summing over 4,096 tokens."""
+    key = table.data_ptr(), slow.data_ptr(), layers, domains, experts
+    if (found := _views.get(key)) is None:
+        layout = Table(layers, domains, experts)
+        found = layout.parts(table.numpy()), layout.slow_parts(slow.numpy())
+        if len(_views) >= 8:
+            _views.clear()
+        # The views hold the tables' memory, so no other table comes to lie at their address.
+        _views[key] = found
+    return found
 
 
 def add(
@@ -50,24 +76,25 @@ def add(
     if keep.numel() and not (kept_N := _per_token(keep.numpy().ravel(), N)).all():
         logits, ids, gates = logits[kept_N], ids[kept_N], gates[kept_N]
         domain_R = _per_token(domain_R, N)[kept_N] if domain_R.size else domain_R
-    layout = Table(layers, num_domains, E)
-    counts_LDE, tallies_L2, masses_L2E, sums_L4 = layout.parts(table.numpy())
-    slow_parts = layout.slow_parts(slow.numpy()) if flags[SLOW] else None
-    _count(ids, gates, domain_R, counts_LDE[place], masses_L2E[place, 0])
-    tallies_L2[place, 0] += len(ids)
+    parts, slow_parts = _parts(table, slow, layers, num_domains, E)
+    wants_slow = bool(flags[SLOW])
+    tallies_2, sums_4 = parts.tallies_L2[place], parts.sums_L4[place]
+    gate_mass_E, prob_mass_E = parts.masses_L2E[place]
+    _count(ids, gates, domain_R, parts.counts_LDE[place], gate_mass_E)
+    tallies_2[0] += len(ids)
     at_once = max(PIECE // E, 1)
     for first in range(0, len(ids), at_once):
         piece = slice(first, first + at_once)
         with np.errstate(all="ignore"):
             hot = _measure(
-                logits[piece], ids[piece], scores, masses_L2E[place, 1], tallies_L2[place],
-                sums_L4[place], None if slow_parts is None else slow_parts[1][place],
+                logits[piece], ids[piece], scores, prob_mass_E, tallies_2, sums_4,
+                slow_parts.entropy_histogram_LB[place] if wants_slow else None,
             )  # fmt: skip
-        if slow_parts is not None:
+        if wants_slow:
             hot_ET = np.zeros((E, len(ids[piece])), dtype=np.float32)
             hot_ET.ravel()[hot] = 1
             # Sums of ones are exact in float32 up to 2^24 tokens a piece.
-            slow_parts[0][place] += (hot_ET @ hot_ET.T).astype(np.int64)
+            slow_parts.pairs_LEE[place] += (hot_ET @ hot_ET.T).astype(np.int64)
 
 
 def _floats(values: Tensor) -> np.ndarray:
@@ -91,7 +118,8 @@ def _count(
     flat_ids, flat_gates = ids_NK.ravel(), gates_NK.ravel()
     cells = flat_ids
     if domain_R.size and ids_NK.size:
-        cells = (ids_NK.reshape(len(domain_R), -1) + E * domain_R[:, None]).ravel()
+        ids_RM = ids_NK.reshape(len(domain_R), -1)
+        cells = (ids_RM + E * domain_R[:, None]).ravel()
     if len(flat_ids) and flat_ids.min() < 0:
         assigned = flat_ids >= 0
         flat_ids, flat_gates, cells = flat_ids[assigned], flat_gates[assigned], cells[assigned]
@@ -142,7 +170,8 @@ def _measure(
     share_T = 1 / total_T
     prob_mass_E += p_ET @ share_T
     ids_KT = np.array(ids_TK.T, dtype=np.int64, order="C")
-    cells_KT = ids_KT * T + np.arange(T)
+    cells_KT = ids_KT * T
+    cells_KT += _arange(T)
     assigned_KT = None
     if T and ids_KT.min() < 0:
         assigned_KT = ids_KT >= 0
@@ -161,6 +190,11 @@ def _measure(
     if histogram_B is not None:
         histogram_B += _histogram(entropy_T, E)
     return cells
+
+
+@lru_cache(maxsize=4)
+def _arange(length: int) -> np.ndarray:
+    return np.arange(length)
 
 
 def _of_the_chosen(
