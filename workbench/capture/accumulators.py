@@ -158,7 +158,8 @@ class Accumulators:
     def switch(self, *, active: bool, slow: bool = False) -> None:
         """Says whether the forwards that follow count; does not wait for the device."""
         if self.on_host is not None:
-            self.on_host.flags[:] = active, slow
+            self.on_host.flags[ACTIVE] = active
+            self.on_host.flags[SLOW] = slow
         else:
             self.flags.copy_(self._states[int(active) + int(active and slow)])
 

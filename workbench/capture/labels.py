@@ -86,7 +86,9 @@ class Labels:
                 "Recorder(model, path, domains=[...])."
             )
         if domains.device.type == "cpu" and domains.numel():
-            low, high = int(domains.min()), int(domains.max())
+            # numpy: torch would wake its threads for this.
+            values = domains.detach().numpy()
+            low, high = int(values.min()), int(values.max())
             if low < 0 or high >= self._num_domains:
                 raise UsageError(
                     f"domains from {low} to {high}, expected 0 to {self._num_domains - 1}: "
