@@ -27,7 +27,7 @@ from workbench.errors import UsageError
 from workbench.store.layout import Layout
 
 SECONDS = 8.0
-"""To measure the overhead for, about."""
+"""For the trial, about."""
 DAY = 86_400
 
 
@@ -113,7 +113,7 @@ def check_up(
         plan: of the training.
         routers: an adapter such as `Generic`, as of the recorder.
         loss: a forward of the model down to a scalar; None: on random token ids.
-        seconds: to measure the overhead for, about; None: SECONDS.
+        seconds: for the trial, about; None: SECONDS.
 
     Example:
         >>> check_up(nn.Linear(2, 2)).faults[0].name

@@ -155,12 +155,13 @@ def try_out(
         model: in training mode.
         loss: a forward of it, down to a scalar.
         folder: on the disk in question; written to below a temporary folder, which is removed.
-        seconds: to measure for, about.
+        seconds: for all of it, about; a few rounds are taken whatever they take.
         tokens: of one such forward.
         traces: share of the tokens to trace; 0 for none.
         routers: an adapter, as of the recorder.
     """
     altered: tuple[str, ...] = ()
+    until = perf_counter() + seconds
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
@@ -187,7 +188,7 @@ def try_out(
             unchanged = _loss_unchanged(contenders)
         except CaptureError as error:
             return Trial(miscount=str(error), alters_input=altered)
-        rounds = _take_turns(contenders, seconds)
+        rounds = _take_turns(contenders, until)
         return Trial(overhead=_summary(contenders, rounds, unchanged), alters_input=altered)
 
 
@@ -253,8 +254,8 @@ def _loss_unchanged(contenders: Sequence[Contender]) -> bool | None:
     return all(same) if first == again else None
 
 
-def _take_turns(contenders: Sequence[Contender], seconds: float) -> int:
-    rounds, until = 0, perf_counter() + seconds
+def _take_turns(contenders: Sequence[Contender], until: float) -> int:
+    rounds = 0
     while rounds < ROUNDS + WARM_UP and (rounds < FEWEST or perf_counter() < until):
         turn = rounds % len(contenders)
         for contender in (*contenders[turn:], *contenders[:turn]):
