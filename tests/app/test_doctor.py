@@ -18,6 +18,7 @@ from workbench.app.cli import main
 from workbench.app.doctor import as_json, as_text
 from workbench.app.named_model import ModelBroken, ModelNotFound, named_model
 from workbench.capture.checkup.checkup import Plan, check_up
+from workbench.capture.checkup.overhead import Interval
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -223,15 +224,18 @@ def test_the_columns_of_the_record_are_aligned(checkup):
 
 def test_an_effect_in_the_noise_is_said_to_be_so_and_not_a_number(checkup):
     cost = checkup.trial.overhead
-    hidden = replace(cost, capture=replace(cost.capture, median=0.012, low=-0.03, high=0.05))
-    shown = replace(cost, capture=replace(cost.capture, median=0.012, low=0.01, high=0.014))
+    hidden, shown, few = (
+        replace(cost, capture=Interval(median=0.012, low=low, high=high, of=of))
+        for low, high, of in ((-0.03, 0.05, 40), (0.01, 0.014, 40), (0.01, 0.014, 5))
+    )
     said = [
         " ".join(as_text("t", replace(checkup, trial=replace(checkup.trial, overhead=c))).split())
-        for c in (hidden, shown)
+        for c in (hidden, shown, few)
     ]
     assert "capture: too small to tell from this machine's noise (-3.0% to +5.0%, 95 %)" in said[0]
     assert "+1.2%" not in said[0]
     assert "capture: +1.2% of a step (+1.0% to +1.4%, 95 %)" in said[1]
+    assert "capture: 5 steps are too few to tell (+1.0% to +1.4%, all of them)" in said[2]
 
 
 def test_the_json_has_the_shape_that_machines_rely_on(checkup):

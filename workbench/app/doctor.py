@@ -19,7 +19,7 @@ from workbench.app.named_model import NamedModel, named_model
 from workbench.capture.checkup.checkup import DAY, Checkup, Plan, check_up
 from workbench.capture.checkup.faults import Fault, Retention
 from workbench.capture.checkup.machine import Machine
-from workbench.capture.checkup.overhead import Interval, Overhead
+from workbench.capture.checkup.overhead import ENOUGH, Interval, Overhead
 from workbench.capture.checkup.record_size import PROBE_TOKENS, Weight
 from workbench.capture.writer import COMMIT_EVERY
 from workbench.errors import UsageError
@@ -254,6 +254,8 @@ def _inside(cost: Overhead) -> str:
 
 def _share(added: Interval) -> str:
     spread = f"{added.low:+.1%} to {added.high:+.1%}"
+    if added.of < ENOUGH:
+        return f"{added.of} steps are too few to tell ({spread}, all of them)"
     if added.above_noise:
         return f"{added.median:+.1%} of a step ({spread}, 95 %)"
     return f"too small to tell from this machine's noise ({spread}, 95 %)"

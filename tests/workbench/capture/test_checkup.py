@@ -383,6 +383,8 @@ def test_an_effect_smaller_than_the_noise_is_not_above_it():
     noise = rng.normal(0, 0.1, 60)
     assert not median_interval(list(noise + 0.001)).above_noise
     assert median_interval(list(noise + 0.2)).above_noise
+    assert not median_interval([0.2] * 5).above_noise
+    assert median_interval([0.2] * 6).above_noise
 
 
 def test_the_interval_of_the_median_covers_it_in_95_of_100_measurements():

@@ -41,6 +41,8 @@ WARM_UP = 2
 ROUNDS = 60
 """At most."""
 FEWEST = 3
+ENOUGH = 6
+"""Values whose range holds the median of what they are drawn from in 95 of 100 cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,13 @@ class Interval:
     median: float
     low: float
     high: float
+    of: int
+    """Values that it comes from. Of fewer than ENOUGH even their whole range is no 95 %."""
 
     @property
     def above_noise(self) -> bool:
         """Whether it can be told from zero."""
-        return self.low > 0
+        return self.of >= ENOUGH and self.low > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,11 +300,11 @@ def median_interval(values: Sequence[float]) -> Interval:
 
     Example:
         >>> median_interval([3.0, 1.0, 2.0])
-        Interval(median=2.0, low=1.0, high=3.0)
+        Interval(median=2.0, low=1.0, high=3.0, of=3)
     """
     ordered, n = sorted(values), len(values)
     place = max(floor((n - 1.96 * sqrt(n)) / 2), 0)
-    return Interval(median=median(ordered), low=ordered[place], high=ordered[n - 1 - place])
+    return Interval(median=median(ordered), low=ordered[place], high=ordered[n - 1 - place], of=n)
 
 
 def _p99(values: Sequence[float]) -> float:
