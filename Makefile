@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint lab format bench-train clean
+.PHONY: demo test test-fast lint lab format bench-train bench-capture gpu-check clean
 
 # Pinned by constraints.txt, so that two machines run the same versions.
 $(READY): pyproject.toml constraints.txt
@@ -35,6 +35,12 @@ format: $(READY)
 
 bench-train: $(READY)  ## tokens a second beside transformers' OLMoE of the same shape
 	$(BIN)/python tests/benchmarks/train.py
+
+bench-capture: $(READY)  ## what capture costs a step, beside what others do
+	$(BIN)/python tests/benchmarks/capture.py
+
+gpu-check:  ## on a GPU machine with torch, triton, numpy and pytest alone: make gpu-check PYTHON=python3
+	$(PYTHON) tests/gpu/check.py --into docs/measured
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

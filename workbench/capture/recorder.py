@@ -38,7 +38,7 @@ from workbench.capture.traces import Traces
 from workbench.capture.writer import BackgroundWriter, Rows
 from workbench.errors import RunExists, UsageError
 from workbench.store.layout import Layout, ProbeTokens, Task
-from workbench.store.run_store import RunStore
+from workbench.store.run_store import RunStore, SetAside
 
 
 class Recorder:
@@ -99,13 +99,15 @@ class Recorder:
         self.sites = find_routers(model, routers)
         if probe is None and (sites or interiors):
             raise UsageError("sites and interiors are read on a probe set: give probe= as well.")
-        self._probe = probe and ProbeReader(model, self.sites, probe, sites, interiors)
+        self._probe: ProbeReader | None = None
+        if probe is not None:
+            self._probe = ProbeReader(model, self.sites, probe, sites, interiors)
         if isinstance(traces, (int, float)):
             traces = Traces(share=traces)
         self.domains = tuple(domains)
         self.ranks = Ranks(group)
         self._budget = None if overhead is None else Budget.parse(overhead, coactivation_every)
-        self.set_aside = None
+        self.set_aside: SetAside | None = None
         self._writer: BackgroundWriter | None = None
         self._seen = SeenTokens()
         if self.ranks.first:
@@ -293,13 +295,18 @@ class Recorder:
             rows = {"correct": correct[None], "logprob": logprob[None]}
             self._writer.put(Rows("evaluations", {"checkpoint": np.array([step])} | rows))
 
-    def checkpoint(self, path: str | Path, *, step: int | None = None, **about: Any) -> None:
+    def checkpoint(
+        self, path: str | Path, *, step: int | None = None, whole: bool = True, **about: Any
+    ) -> None:
         """Says that weights were saved at `path`: reads the probe set, makes all so far durable,
         tags it, and enters the checkpoint into the run's index.
 
         Args:
             path: where the weights are.
             step: of the checkpoint; None for the last recorded one.
+            whole: False where they are still being written, by another thread: the record is tagged
+                now, which later it could not be, and `enter` is to be called when the files are
+                whole.
             about: further fields of the checkpoint's record, such as phase=, lr=, mixture=.
 
         In a distributed training call it on every rank, or on the first alone; with a probe set and
@@ -311,10 +318,17 @@ class Recorder:
             for portion in self._probe.read(step, tokens_seen=0):
                 if self._writer is not None:
                     self._writer.put(Rows(*portion))
-        if self._writer is not None and self._writer.flush(tag=step):
-            self._index(Path(path), step, about)
+        if self._writer is not None and self._writer.flush(tag=step) and whole:
+            self.enter(path, step, **about)
 
-    def _index(self, path: Path, step: int, about: Mapping[str, Any]) -> None:
+    def enter(self, path: str | Path, step: int, **about: Any) -> None:
+        """Enters a tagged checkpoint whose files are whole now into the run's index.
+
+        Args:
+            path, step, about: as of `checkpoint`.
+        """
+        if self._writer is None:
+            return
         from checkpoints_index.errors import (
             CheckpointIncomplete,
             CheckpointNotFound,
@@ -325,7 +339,7 @@ class Recorder:
 
         try:
             enter_checkpoint(
-                self.folder.path, path, branch=self.branch, step=step,
+                self.folder.path, Path(path), branch=self.branch, step=step,
                 tokens_seen=self._seen.at(step), parent=self.store.lineage(self.branch),
                 about=about,
             )  # fmt: skip

@@ -75,7 +75,8 @@ def router_rows(
     rows |= as_variables(layout, tables, with_domains=with_domains)
     slow = [s for s in read if s.slow is not None]
     if slow:
-        pairs, histogram = layout.slow_parts(np.stack([s.slow for s in slow]))
+        tables = np.stack([s.slow for s in slow if s.slow is not None])
+        pairs, histogram = layout.slow_parts(tables)
         rows["sample"] = np.array([s.note.step for s in slow])
         rows |= {"coactivation": pairs, "entropy_histogram": histogram}
     return rows

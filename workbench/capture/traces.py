@@ -145,7 +145,7 @@ class RouteTraces:
         Raises:
             CaptureError: which embedding it is cannot be told.
         """
-        module = model.get_submodule(embedding) if embedding else _embedding_of(model)
+        module = model.get_submodule(embedding) if embedding else embedding_of(model)
         layout, flags, table, limit = self.layout, self.flags, self.table, limit_of(self.share)
 
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -208,7 +208,7 @@ class RouteTraces:
         }
 
 
-def _embedding_of(model: nn.Module) -> nn.Module:
+def embedding_of(model: nn.Module) -> nn.Module:
     for module in model.modules():
         ask = getattr(module, "get_input_embeddings", None)
         if callable(ask):

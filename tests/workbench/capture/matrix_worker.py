@@ -76,9 +76,9 @@ def built(mode, ac, parallel, capture):
         for block in lm.blocks:
             fully_shard(block)
         fully_shard(lm)
-        return lm, lm, tap
+        return lm, tap
     wrapped = torch.nn.parallel.DistributedDataParallel(lm) if parallel == "ddp" else lm
-    return wrapped, lm, tap
+    return wrapped, tap
 
 
 def batch(step, micro, rank):
@@ -90,7 +90,7 @@ def batch(step, micro, rank):
 def train(mode, ac, parallel, rank, capture):
     """By micro-batches a step: losses as exact hex, and what was counted, step by step."""
     torch._dynamo.reset()
-    model, lm, tap = built(mode, ac, parallel, capture)
+    model, tap = built(mode, ac, parallel, capture)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     results, step = {}, 0
     for micro in MICRO:

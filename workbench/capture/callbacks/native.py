@@ -19,6 +19,7 @@ from model.training.callbacks import Callback, StepResult
 from model.training.loop import Training
 from workbench.capture.probe_set import ProbeSet
 from workbench.capture.recorder import Recorder
+from workbench.capture.traces import Traces
 from workbench.store.layout import Task
 
 
@@ -49,6 +50,7 @@ class RecordTraining(Callback):
             domains=DOMAINS,
             tasks=[Task(t.name, t.chance, plan.items_per_task) for t in TASKS.values()],
             probe=probe_set(training),
+            traces=Traces(tokens_per_step=plan.tokens_per_step),
             resume_at=training.step if self.resume else None,
         )
 

@@ -21,7 +21,7 @@ from torch import nn
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.recorder import Recorder
 from workbench.capture.run_folder import RunFolder
-from workbench.errors import CaptureError, UsageError, WorkbenchError
+from workbench.errors import CaptureError, UsageError
 
 _UNDER_WAY: weakref.WeakValueDictionary[tuple[Path, str], Session] = weakref.WeakValueDictionary()
 """Sessions of this process that have not been closed, by folder and branch."""
@@ -124,10 +124,7 @@ class Session:
         to tell when the files are whole, for the index.
         """
         self._half_saved[self.recorder.last_step] = Path(path)
-        with warnings.catch_warnings():
-            # Not there yet: that it cannot be read is no news.
-            warnings.filterwarnings("ignore", message="the checkpoint of step .* is not in the in")
-            self.recorder.checkpoint(path)
+        self.recorder.checkpoint(path, whole=False)
 
     def half_saved(self) -> tuple[int, ...]:
         """Steps of which `saving` was said, and `saved` not yet."""
@@ -136,32 +133,8 @@ class Session:
     def saved(self, step: int) -> None:
         """What `saving` said at `step` is whole now; nothing where it said nothing."""
         path = self._half_saved.pop(step, None)
-        if path is None or not self.recorder.ranks.first:
-            return
-        try:
-            self._enter(path, step)
-        except (WorkbenchError, ValueError, OSError) as error:
-            warnings.warn(
-                f"the checkpoint of step {step} is not in the index: {error}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-    def _enter(self, path: Path, step: int) -> None:
-        from workbench.capture.checkpoint_entry import enter_checkpoint
-
-        recorder = self.recorder
-        train = recorder.store.read(recorder.branch).dataset("train")
-        at_step = train["tokens_seen"].sel(step=slice(None, step))
-        enter_checkpoint(
-            recorder.folder.path,
-            path,
-            branch=recorder.branch,
-            step=step,
-            tokens_seen=int(at_step[-1]) if at_step.size else 0,
-            parent=recorder.store.lineage(recorder.branch),
-            about={},
-        )
+        if path is not None:
+            self.recorder.enter(path, step)
 
     def warn_of_retention(self, found: str, remedy: str) -> None:
         """Warns, once, that the trainer will delete checkpoints."""

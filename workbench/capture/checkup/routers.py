@@ -16,7 +16,7 @@ from torch import nn
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.adapters.module_names import modules_by_name
 from workbench.capture.adapters.router_site import RouterSite
-from workbench.capture.traces import _embedding_of
+from workbench.capture.traces import embedding_of
 from workbench.errors import CaptureError
 
 
@@ -78,7 +78,7 @@ def examine(model: nn.Module, routers: Any = None) -> Seen:
     except CaptureError as error:
         refusal = str(error)
     try:
-        embedding = _embedding_of(model)
+        embedding = embedding_of(model)
     except CaptureError as error:
         no_embedding = str(error)
     modules = list(modules_by_name(model))
