@@ -13,7 +13,8 @@ Imports with torch and numpy alone.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import log
+from math import isfinite, log
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -22,8 +23,6 @@ from workbench.capture.accumulators import (
     ENTROPY_BINS,
     NEAR_TIE_LOGITS,
     SLOW,
-    Parts,
-    SlowParts,
     Table,
 )
 from workbench.capture.adapters.router_site import Scores
@@ -36,17 +35,33 @@ UNDERFLOW = -110.0
 """exp of this is 0 in float32, and 0 times it is 0, where 0 times -inf were not a number."""
 
 
-_views: dict[tuple[int, int, int, int, int], tuple[Parts, SlowParts]] = {}
+class _Views(NamedTuple):
+    """One router's share of the tables, as arrays."""
+
+    counts_DE: np.ndarray
+    tallies_2: np.ndarray
+    gate_mass_E: np.ndarray
+    prob_mass_E: np.ndarray
+    sums_4: np.ndarray
+    pairs_EE: np.ndarray
+    histogram_B: np.ndarray
 
 
-def _parts(
-    table: Tensor, slow: Tensor, layers: int, domains: int, experts: int
-) -> tuple[Parts, SlowParts]:
-    """Views of both tables, made once: making them costs as much as summing over 4,096 tokens."""
+_views: dict[tuple[int, ...], list[_Views]] = {}
+
+
+def _views_of(table: Tensor, slow: Tensor, layers: int, domains: int, experts: int) -> list[_Views]:
+    """Every router's views, made once: making them costs as much as summing over 4,096 tokens."""
     key = table.data_ptr(), slow.data_ptr(), layers, domains, experts
     if (found := _views.get(key)) is None:
         layout = Table(layers, domains, experts)
-        found = layout.parts(table.numpy()), layout.slow_parts(slow.numpy())
+        counts, tallies, masses, sums = layout.parts(table.numpy())
+        pairs, histogram = layout.slow_parts(slow.numpy())
+        found = [
+            _Views(counts[i], tallies[i], masses[i, 0], masses[i, 1], sums[i], pairs[i],
+                   histogram[i])
+            for i in range(layers)
+        ]  # fmt: skip
         if len(_views) >= 8:
             _views.clear()
         # The views hold the tables' memory, so no other table comes to lie at their address.
@@ -76,25 +91,20 @@ def add(
     if keep.numel() and not (kept_N := _per_token(keep.numpy().ravel(), N)).all():
         logits, ids, gates = logits[kept_N], ids[kept_N], gates[kept_N]
         domain_R = _per_token(domain_R, N)[kept_N] if domain_R.size else domain_R
-    parts, slow_parts = _parts(table, slow, layers, num_domains, E)
+    here = _views_of(table, slow, layers, num_domains, E)[place]
     wants_slow = bool(flags[SLOW])
-    tallies_2, sums_4 = parts.tallies_L2[place], parts.sums_L4[place]
-    gate_mass_E, prob_mass_E = parts.masses_L2E[place]
-    _count(ids, gates, domain_R, parts.counts_LDE[place], gate_mass_E)
-    tallies_2[0] += len(ids)
+    _count(ids, gates, domain_R, here.counts_DE, here.gate_mass_E)
+    here.tallies_2[0] += len(ids)
     at_once = max(PIECE // E, 1)
-    for first in range(0, len(ids), at_once):
-        piece = slice(first, first + at_once)
-        with np.errstate(all="ignore"):
-            hot = _measure(
-                logits[piece], ids[piece], scores, prob_mass_E, tallies_2, sums_4,
-                slow_parts.entropy_histogram_LB[place] if wants_slow else None,
-            )  # fmt: skip
-        if wants_slow:
-            hot_ET = np.zeros((E, len(ids[piece])), dtype=np.float32)
-            hot_ET.ravel()[hot] = 1
-            # Sums of ones are exact in float32 up to 2^24 tokens a piece.
-            slow_parts.pairs_LEE[place] += (hot_ET @ hot_ET.T).astype(np.int64)
+    with np.errstate(all="ignore"):
+        for first in range(0, len(ids), at_once):
+            piece = slice(first, first + at_once)
+            chosen = _measure(logits[piece], ids[piece], scores, here, wants_slow=wants_slow)
+            if wants_slow:
+                hot_ET = np.zeros((E, len(ids[piece])), dtype=np.float32)
+                hot_ET.ravel()[chosen] = 1
+                # Sums of ones are exact in float32 up to 2^24 tokens a piece.
+                here.pairs_EE[...] += (hot_ET @ hot_ET.T).astype(np.int64)
 
 
 def _floats(values: Tensor) -> np.ndarray:
@@ -129,13 +139,7 @@ def _count(
 
 
 def _measure(
-    logits_TE: np.ndarray,
-    ids_TK: np.ndarray,
-    scores: int,
-    prob_mass_E: np.ndarray,
-    tallies_2: np.ndarray,
-    sums_4: np.ndarray,
-    histogram_B: np.ndarray | None,
+    logits_TE: np.ndarray, ids_TK: np.ndarray, scores: int, here: _Views, *, wants_slow: bool
 ) -> np.ndarray:
     """Adds a piece's probability masses, tallies and sums; returns the cells of (expert, token)
     that were chosen.
@@ -162,13 +166,13 @@ def _measure(
         p_ET = np.exp(below_ET)
         total_T = p_ET.sum(0)
         log_total_T = np.log(total_T)
-        mean_below_T = np.einsum("et,et->t", p_ET, below_ET)
-        if not np.isfinite(mean_below_T.sum()):
-            mean_below_T = np.einsum("et,et->t", p_ET, np.maximum(below_ET, UNDERFLOW))
-        entropy_T = log_total_T - mean_below_T / total_T
+        sum_below_T = np.multiply(p_ET, below_ET, out=below_ET).sum(0)
+        if not isfinite(sum_below_T.sum()):
+            sum_below_T = (p_ET * np.maximum(z_ET - top_T, UNDERFLOW)).sum(0)
+        entropy_T = log_total_T - sum_below_T / total_T
         lse_T = top_T + log_total_T
     share_T = 1 / total_T
-    prob_mass_E += p_ET @ share_T
+    here.prob_mass_E[...] += p_ET @ share_T
     ids_KT = np.array(ids_TK.T, dtype=np.int64, order="C")
     cells_KT = ids_KT * T
     cells_KT += _arange(T)
@@ -184,11 +188,11 @@ def _measure(
     endless_T = np.isinf(margin_T)
     near_T = np.abs(margin_T) < NEAR_TIE_LOGITS
     margin_T[endless_T] = 0
-    tallies_2[1] += np.count_nonzero(near_T)
-    for place, values_T in enumerate((entropy_T, margin_T, lse_T * lse_T, chosen_p_T * share_T)):
-        sums_4[place] += values_T.sum(dtype=np.float64)
-    if histogram_B is not None:
-        histogram_B += _histogram(entropy_T, E)
+    here.tallies_2[1] += np.count_nonzero(near_T)
+    # A piece is summed in float32, pieces and forwards in float64.
+    here.sums_4[...] += (entropy_T.sum(), margin_T.sum(), lse_T @ lse_T, chosen_p_T @ share_T)
+    if wants_slow:
+        here.histogram_B[...] += _histogram(entropy_T, E)
     return cells
 
 
