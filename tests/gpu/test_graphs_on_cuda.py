@@ -107,6 +107,7 @@ def test_a_graph_is_captured_unharmed_while_a_writer_takes_samples(cuda):
     tap = Tap(router_sites(model), device=cuda)
     step(tap, 1, lambda: model(some_tokens(TOY, ROWS, cuda)))
     torch.cuda.synchronize()
+    tap.ring.settle()
     here, taken = torch.ones(8, device=cuda), []
     graph = torch.cuda.CUDAGraph()
     # By default a capture forbids all threads what could disturb it, not only its own.

@@ -100,7 +100,7 @@ class Ring:
         The accumulators may be cleared at once afterwards: on a GPU the fill comes after the copy
         on the same stream.
         """
-        self._see_what_has_arrived()
+        self.settle()
         if len(self) >= self.slots:
             self.dropped += 1
             return False
@@ -129,9 +129,12 @@ class Ring:
             self._arrived = self._pushed
         return True
 
-    def _see_what_has_arrived(self) -> None:
-        # Asked by the thread that pushes and never by the other one: a CUDA call from there would
-        # break the capture of a CUDA graph here.
+    def settle(self) -> None:
+        """Sees which copies have arrived; `push` begins with it.
+
+        For the thread that pushes alone: a CUDA call from another one would break the capture of a
+        CUDA graph here.
+        """
         while self._arrived < self._pushed and self._events[self._arrived % self.slots].query():
             self._arrived += 1
 
