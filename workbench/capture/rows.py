@@ -19,6 +19,9 @@ from workbench.capture.traces import RouteTraces
 TRAIN_VALUES = ("loss", "lr", "grad_norm")
 """Numbers that a trainer may give for a step."""
 
+REMEMBERED = 10_000
+"""Steps whose count of tokens is kept for whoever asks late, such as a checkpoint."""
+
 
 class SeenTokens:
     """Training tokens up to and including each step.
@@ -55,10 +58,13 @@ class SeenTokens:
         self.total += tokens
         self._steps.append(note.step)
         self._totals.append(self.total)
+        if len(self._steps) > 2 * REMEMBERED:
+            self._start = self._totals[REMEMBERED - 1]
+            del self._steps[:REMEMBERED], self._totals[:REMEMBERED]
         return self.total
 
     def at(self, step: int) -> int:
-        """Tokens seen when `step` had ended."""
+        """Tokens seen when `step` had ended: one of the last steps, or none before the first."""
         place = bisect_right(self._steps, step)
         return self._totals[place - 1] if place else self._start
 

@@ -265,7 +265,7 @@ def test_training_goes_on_when_the_disk_fails_and_says_so(tmp_path, monkeypatch)
 
 
 END = """
-import sys, torch
+import os, signal, sys, time, torch
 from dataclasses import replace
 from model.config import NANO
 from model.lm import MoELM
@@ -277,10 +277,14 @@ for step in range(1, 61):
         lm(torch.zeros(1, 8, dtype=torch.long))
 if sys.argv[2] == "raise":
     raise SystemError("the training died")
+if sys.argv[2] == "interrupt":
+    with recorder.step(61, tokens=8):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("end", ["forget", "raise"])
+@pytest.mark.parametrize("end", ["forget", "raise", "interrupt"])
 def test_a_program_that_ends_without_closing_loses_nothing(tmp_path, end):
     subprocess.run([sys.executable, "-c", END, str(tmp_path / "run"), end], cwd=ROOT, check=False)
     assert wb.open_run(tmp_path / "run").router.sizes["step"] == 60
