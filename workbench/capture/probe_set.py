@@ -17,8 +17,9 @@ sharded over ranks a forward needs all of them: then every rank reads the probe 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -73,11 +74,10 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[Tensor], Any]]:
     device = next(inner.parameters()).device
     trained = [module for module in model.modules() if module.training]
     devices = [device] if device.type == "cuda" else []
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(devices=devices),
-        torch.compiler.set_stance("force_eager"),
-    ):
+    # Where the compiler was never loaded nothing is compiled, and loading it takes seconds.
+    compiled = "torch._dynamo" in sys.modules
+    eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), eagerly:
         model.eval()
         try:
             yield lambda tokens: inner(tokens.to(device))
