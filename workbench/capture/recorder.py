@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.budget import Budget
+from workbench.capture.opening import open_branch
 from workbench.capture.probe_set import ProbeReader, ProbeSet
 from workbench.capture.ranks import Ranks
 from workbench.capture.rows import TRAIN_VALUES, SeenTokens
@@ -36,9 +37,9 @@ from workbench.capture.run_folder import RunFolder
 from workbench.capture.tap import Tap
 from workbench.capture.traces import Traces
 from workbench.capture.writer import BackgroundWriter, Rows
-from workbench.errors import RunExists, UsageError
-from workbench.store.layout import Layout, ProbeTokens, Task
-from workbench.store.run_store import RunStore, SetAside
+from workbench.errors import UsageError
+from workbench.store.layout import Task
+from workbench.store.run_store import SetAside
 
 
 class Recorder:
@@ -108,25 +109,29 @@ class Recorder:
         self.ranks = Ranks(group)
         self._budget = None if overhead is None else Budget.parse(overhead, coactivation_every)
         self.set_aside: SetAside | None = None
+        """What the branch held after `resume_at`, kept aside."""
         self._writer: BackgroundWriter | None = None
         self._seen = SeenTokens()
+        # First what may refuse the model, then what makes folders.
+        self._tap = Tap(
+            self.sites,
+            domains=len(self.domains),
+            device=next(model.parameters()).device,
+            model=model,
+            coactivation_every=coactivation_every,
+            ranks=self.ranks,
+            traces=traces,
+        )
         if self.ranks.first:
-            self._writer = self._open_writer(tasks, probe, resume_at, about)
-        try:
-            self._tap = Tap(
-                self.sites,
-                domains=len(self.domains),
-                device=next(model.parameters()).device,
-                model=model,
-                coactivation_every=coactivation_every,
-                ranks=self.ranks,
-                traces=traces,
-            )
-        except BaseException:
-            if self._writer is not None:
-                self._writer.close()
-            raise
-        if self._writer is not None:
+            try:
+                opened = open_branch(
+                    self.folder, branch, self.sites, self.domains, tasks, probe,
+                    resume_at=resume_at, ranks=self.ranks.count, about=about,
+                )  # fmt: skip
+            except BaseException:
+                self._tap.close()
+                raise
+            self.store, self._writer, self._seen, self.set_aside = opened
             self._writer.listen(self._tap, self._seen, with_domains=bool(self.domains))
         self._values: dict[str, float] = {}
         self.last_step = resume_at or 0
@@ -136,55 +141,6 @@ class Recorder:
         self._finalizer = weakref.finalize(self, _end, self._writer, self._tap)
         self._finalizer.atexit = False
         _before_executors_stop(self._finalizer)
-
-    def _open_writer(
-        self,
-        tasks: Sequence[Task],
-        probe: ProbeSet | None,
-        resume_at: int | None,
-        about: Mapping[str, Any] | None,
-    ) -> BackgroundWriter:
-        layout = Layout(
-            layers=tuple(range(len(self.sites))),
-            experts=self.sites[0].num_experts,
-            k=self.sites[0].experts_per_token,
-            domains=self.domains,
-        )
-        if not self.folder.exists:
-            self.folder.create(**dict(about or {}))
-        self.store = self._open_store(layout)
-        if resume_at is not None:
-            self.set_aside = self.store.rollback(self.branch, resume_at)
-        writer = BackgroundWriter(self.store, self.branch, _rest_of_layout(tasks, probe))
-        last = writer.last("train")
-        if resume_at is None and last is not None:
-            writer.close()
-            raise RunExists(
-                f"{self.folder.path} has steps up to {last} on branch {self.branch!r}: give "
-                f"resume_at=<step of a checkpoint> to go on, another branch, or another folder."
-            )
-        self._seen = SeenTokens(self._last_tokens_seen(resume_at), self.ranks.count)
-        return writer
-
-    def _open_store(self, layout: Layout) -> RunStore:
-        if not self.folder.store.exists():
-            about = {"run": self.folder.path.name, "scores": self.sites[0].scores.name.lower()}
-            return RunStore.create(self.folder.store, layout, about)
-        store = RunStore.open(self.folder.store)
-        there = store.read(self.branch).layout
-        asked, held = ((x.layers, x.experts, x.k, x.domains) for x in (layout, there))
-        if asked != held:
-            raise UsageError(
-                f"the store of {self.folder.path} was made for (layers, experts, k, domains) = "
-                f"{held}; this model and these domains are {asked}: record into another folder."
-            )
-        return store
-
-    def _last_tokens_seen(self, resume_at: int | None) -> int:
-        if not resume_at:
-            return 0
-        train = self.store.read(self.branch).dataset("train")
-        return int(train["tokens_seen"][-1]) if train.sizes.get("step") else 0
 
     @contextmanager
     def step(
@@ -408,17 +364,3 @@ def _before_executors_stop(function: Callable[[], Any]) -> None:
     """
     register = getattr(threading, "_register_atexit", atexit.register)
     register(function)
-
-
-def _rest_of_layout(tasks: Sequence[Task], probe: ProbeSet | None) -> dict[str, Any]:
-    """What the store's layout may leave empty until it is known."""
-    rest: dict[str, Any] = {}
-    if tasks:
-        rest["tasks"] = tuple(tasks)
-    if probe is not None:
-        per_row = probe.tokens.shape[1]
-        rest["tokens"] = ProbeTokens(
-            tuple(int(t) for t in probe.tokens.flatten()),
-            tuple(d for d in probe.domains for _ in range(per_row)),
-        )
-    return rest

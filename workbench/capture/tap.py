@@ -89,10 +89,13 @@ class Tap:
         self.accumulators = Accumulators(self.layout, self.device)
         self.labels = Labels(self.device, domains)
         self.ranks = ranks or Ranks()
-        self._handles: list[Any] = [self.labels.watch(model)] if model is not None else []
+        self._handles: list[Any] = []
         self.traces: RouteTraces | None = None
-        if traces is not None and model is not None and self.ranks.first:
-            self.traces = self._trace(traces, model)
+        try:
+            self._hook(model, traces)
+        except BaseException:
+            self.close()
+            raise
         self.ring = Ring(
             self.layout,
             self.device,
@@ -105,6 +108,12 @@ class Tap:
         self._slow = self._active = self._checked = False
         self._step: int | None = None
         self._began = self._spent_before = self._seconds = 0.0
+
+    def _hook(self, model: nn.Module | None, traces: Traces | None) -> None:
+        if model is not None:
+            self._handles.append(self.labels.watch(model))
+            if traces is not None and self.ranks.first:
+                self.traces = self._trace(traces, model)
         for place, site in enumerate(self.sites):
             self._handles += site.attach(self._show(place, site))
 

@@ -220,6 +220,14 @@ def test_a_model_without_routers_is_refused_and_nothing_is_made(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_traces_without_an_embedding_are_refused_and_nothing_is_made_or_left(tmp_path):
+    block = MoELM(TINY_MODEL).blocks[0]
+    with pytest.raises(CaptureError, match="embedding"):
+        Recorder(block, tmp_path / "run", traces=1e-3)
+    assert not (tmp_path / "run").exists()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
+
+
 def test_a_run_that_exists_is_not_written_over(tmp_path):
     trained(tmp_path / "run", steps=3)
     with pytest.raises(RunExists, match="has steps up to 3 on branch 'main'"):
