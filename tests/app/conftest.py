@@ -69,7 +69,7 @@ class Planted:
         named = {self.names.get(task, task): skill for task, skill in skills.items()}
         routing = {"tokens": 64, "layers": LAYERS, "experts": EXPERTS, "k": K}
         made = {
-            "router": router.drop_vars(["coactivation", "sample"]),
+            "router": router.drop_dims("sample"),
             "train": xr.Dataset(train, coords={"step": steps}),
             "evaluations": evaluations_record(named, items=60, **shape),
             "activations": activations_record(seed=seed, **routing, **shape),
