@@ -15,11 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.capture.callbacks.gradient_norm import gradient_norm
 from workbench.capture.callbacks.library import with_base
-from workbench.capture.callbacks.readable_weights import save_readable
+from workbench.capture.callbacks.readable_weights import save_for_index
 from workbench.capture.callbacks.session import Recording, Session, called_inside
 
 
@@ -33,8 +33,9 @@ class RecordComposer(Recording):
     Args:
         path: the run's folder.
         safetensors: at every checkpoint also write the model's weights beside it, as
-            "<name>-weights": Composer's own can only be read by unpickling and are refused by the
-            index. Not with FSDP.
+            "<name>-weights", or "<name>-step<N>-weights" where another step has that name:
+            Composer's own can only be read by unpickling and are refused by the index. Not with
+            FSDP.
         options: further ones of Recorder, such as branch=, overhead=, probe=.
 
     Raises:
@@ -104,10 +105,10 @@ class RecordComposer(Recording):
                     self._enter(state, Path(path))
 
     def _enter(self, state: Any, path: Path) -> None:
-        model: nn.Module = self.recorder.model
-        if self.safetensors and not getattr(state, "fsdp_enabled", False):
-            folder = path.with_name(f"{path.stem}-weights")
-            path = save_readable(model, path) if self.recorder.ranks.first else folder
+        sharded = getattr(state, "fsdp_enabled", False)
+        # The first rank alone enters the checkpoint, and needs to know where it lies.
+        if self.safetensors and not sharded and self.recorder.ranks.first:
+            path = save_for_index(self.recorder, path)
         self.session.checkpoint(path)
 
     def close(self, state: Any = None, logger: Any = None) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from workbench.capture.callbacks.gradient_norm import gradient_norm
 from workbench.capture.callbacks.library import with_base
-from workbench.capture.callbacks.readable_weights import save_readable
+from workbench.capture.callbacks.readable_weights import save_for_index
 from workbench.capture.callbacks.session import Recording, Session, called_inside
 
 SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
@@ -40,8 +40,9 @@ class RecordLightning(Recording):
     Args:
         path: the run's folder.
         safetensors: at every checkpoint also write the model's weights beside it, as
-            "<name>-weights": Lightning's own can only be read by unpickling and are refused by the
-            index. Not with sharded strategies.
+            "<name>-weights", or "<name>-step<N>-weights" where another step has that name:
+            Lightning's own can only be read by unpickling and are refused by the index. Not with
+            sharded strategies.
         options: further ones of Recorder, such as branch=, overhead=, probe=.
 
     Raises:
@@ -58,6 +59,7 @@ class RecordLightning(Recording):
         self.session = Session(path, options)
         self.safetensors = safetensors
         self._loss: Any = None
+        self._losses = 0
         self._rate: float | None = None
         self._norm: Tensor | None = None
         self._pause = ExitStack()
@@ -92,6 +94,7 @@ class RecordLightning(Recording):
         """Before a micro-batch: the first one begins the step."""
         if self.session.step is None:
             self._loss = self._rate = self._norm = None
+            self._losses = 0
             self.session.begin(trainer.global_step + 1)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -106,13 +109,17 @@ class RecordLightning(Recording):
         """After a micro-batch: the last one ends the step."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            # Lightning has divided it by the number of micro-batches already.
-            self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+            loss = loss.detach()
+            if pl_module.automatic_optimization:
+                # Lightning has divided it, also where an epoch's last step has fewer micro-batches.
+                loss = loss * trainer.accumulate_grad_batches
+            self._loss = loss if self._loss is None else self._loss + loss
+            self._losses += 1
         if self.session.step is not None and trainer.global_step >= self.session.step:
-            reads = self._reads(trainer, pl_module)
-            self.session.end(
-                loss=self._loss if reads else None, lr=self._rate, grad_norm=self._norm
-            )
+            mean = None
+            if self._loss is not None and self._reads(trainer, pl_module):
+                mean = self._loss / self._losses
+            self.session.end(loss=mean, lr=self._rate, grad_norm=self._norm)
 
     def _reads(self, trainer: Any, pl_module: Any) -> bool:
         """Whether the step's numbers may be fetched from the device, which the host waits for."""
@@ -145,7 +152,7 @@ class RecordLightning(Recording):
     def _saved(self, trainer: Any, path: Path) -> None:
         if self.safetensors and type(trainer.strategy).__name__ not in SHARDED:
             if trainer.is_global_zero:
-                path = save_readable(self.recorder.model, path)
+                path = save_for_index(self.recorder, path)
             trainer.strategy.barrier("RecordLightning")
         self.session.checkpoint(path)
 

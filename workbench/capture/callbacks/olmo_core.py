@@ -81,7 +81,9 @@ class RecordOLMo(Recording):
                 )
         self._thread = get_ident()
         model = trainer.train_module.model
-        more = {"routers": OLMoRouters()} if OLMoRouters.in_model(model) else {}
+        more: dict[str, Any] = {}
+        if OLMoRouters.in_model(model):
+            more["routers"] = OLMoRouters()
         self.session.start(model, trainer.global_step, **more)
 
     def pre_step(self, batch: dict[str, Any]) -> None:

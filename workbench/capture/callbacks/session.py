@@ -63,15 +63,23 @@ class Session:
             )
         return self._recorder
 
-    def start(self, model: nn.Module, done: int, **more: Any) -> None:
+    def start(self, model: nn.Module, done: int, *, again: bool = False, **more: Any) -> None:
         """The training begins, after `done` steps: a new record, or one that is gone on with.
 
         Where the run holds a record, it goes on at the checkpoint of step `done`; what it holds
         after that is set aside.
 
+        Args:
+            model: recorded.
+            done: the steps that its weights have seen.
+            again: the trainer may begin anew by itself, as after a batch too large for the memory;
+                what this session has recorded until then is set aside.
+            more: options of Recorder that the trainer knows, behind those of the session.
+
         Raises:
             CaptureError, RunExists, StoreBusy: as Recorder does.
         """
+        anew = again and not done and self._recorder is not None and self._recorder.last_step
         self.close()
         key = (self.path.resolve(), str(self.options.get("branch", "main")))
         # A training that was interrupted in this process, as in a notebook, still holds the branch.
@@ -80,6 +88,14 @@ class Session:
         options = {**more, **self.options}
         if done and RunFolder(self.path).store.exists():
             options.setdefault("resume_at", done)
+        if anew:
+            options.setdefault("resume_at", 0)
+            warnings.warn(
+                f"the trainer begins anew: the {anew} steps recorded into {self.path} until now "
+                f"are set aside.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         self._recorder = Recorder(model, self.path, **options)
         self._half_saved = {}
         _UNDER_WAY[key] = self
@@ -115,7 +131,8 @@ class Session:
 
     def checkpoint(self, path: str | Path) -> None:
         """Weights of the last step were saved at `path`, and are whole."""
-        self.recorder.checkpoint(path)
+        # Said, because a trainer may save in the midst of the next step.
+        self.recorder.checkpoint(path, step=self.recorder.last_step)
 
     def saving(self, path: str | Path) -> None:
         """Weights of the last step are being saved at `path` while training goes on.
@@ -124,7 +141,7 @@ class Session:
         to tell when the files are whole, for the index.
         """
         self._half_saved[self.recorder.last_step] = Path(path)
-        self.recorder.checkpoint(path, whole=False)
+        self.recorder.checkpoint(path, step=self.recorder.last_step, whole=False)
 
     def half_saved(self) -> tuple[int, ...]:
         """Steps of which `saving` was said, and `saved` not yet."""

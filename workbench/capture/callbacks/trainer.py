@@ -45,6 +45,7 @@ class RecordTrainer(Recording):
 
     def __init__(self, path: str | Path, **options: Any) -> None:
         self.session = Session(path, options)
+        self._updated = False
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any
@@ -61,11 +62,13 @@ class RecordTrainer(Recording):
                 f"(save_total_limit={args.save_total_limit})",
                 "TrainingArguments(save_total_limit=None)",
             )
-        self.session.start(model, state.global_step)
+        again = bool(getattr(args, "auto_find_batch_size", False))
+        self.session.start(model, state.global_step, again=again)
+        self._updated = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before the first micro-batch."""
-        self.session.end()
+        self._finish()
         self.session.begin(state.global_step + 1)
 
     def on_pre_optimizer_step(
@@ -77,22 +80,29 @@ class RecordTrainer(Recording):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After the update; where the Trainer is about to log, its numbers are waited for."""
+        self._updated = True
         if not control.should_log:
-            self.session.end()
+            self._finish()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Before the Trainer evaluates or saves."""
-        logs = logs or {}
-        self.session.end(loss=logs.get("loss"), grad_norm=logs.get("grad_norm"))
+        """Before the Trainer evaluates or saves; anybody may log at any time, though."""
+        if logs and "loss" in logs:
+            self._finish(loss=logs["loss"], grad_norm=logs.get("grad_norm"))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The checkpoint is whole."""
-        self.session.end()
+        self._finish()
         self.session.checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The training ended by itself."""
-        self.session.end()
+        self._finish()
         self.session.close()
+
+    def _finish(self, **values: Any) -> None:
+        """The step's end, once its update has been made."""
+        if self._updated:
+            self._updated = False
+            self.session.end(**values)

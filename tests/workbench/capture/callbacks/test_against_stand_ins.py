@@ -72,6 +72,19 @@ def test_composer_counts_every_batch_once_and_knows_where_its_checkpoints_lie(
     callback.close(None, None)
 
 
+def test_composer_goes_on_where_readable_weights_cannot_be_written(tmp_path, record, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    training = Training(TRAIN)
+    monkeypatch.setattr(training.model, "save_pretrained", full)
+    callback = RecordComposer(record.path, safetensors=True)
+    with callback, pytest.warns(RuntimeWarning) as told:
+        ComposerTrainer(training, callback, tmp_path / "out").fit(4)
+    assert any("No space left" in str(w.message) for w in told)
+    record.must_hold(TOKENS[:4])
+
+
 def test_a_composer_batch_tried_again_with_smaller_microbatches_counts_once(tmp_path, record):
     callback = RecordComposer(record.path)
     trainer = ComposerTrainer(Training(TRAIN), callback, tmp_path, save_every=9, retries=[1, 4])

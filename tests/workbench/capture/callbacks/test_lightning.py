@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tiny_training import (
 from torch.utils.data import DataLoader
 
 from checkpoints_index.formats import open_weights
+from checkpoints_index.index import CheckpointIndex
 from workbench.capture.callbacks.lightning import RecordLightning
 
 TRAIN, HELD_OUT = Rows(48), Rows(6)
@@ -75,6 +78,56 @@ class ValidatesInTrainingMode(Module):
         pass
 
 
+class UpdatesByHand(Module):
+    """Manual optimisation, two micro-batches a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        if batch_idx % 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Still(Module):
+    """Learns nothing, so that every loss is known."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class SavesTheLatest(pl.Callback):
+    """Every micro-batch under the same name."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "latest.ckpt")
+
+
+class Weights(pl.Callback):
+    """What the weights were after every step."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen[trainer.global_step] = weights(pl_module.net)
+
+
+def losses_of_micro_batches(count):
+    model = tiny_moe()
+    with torch.no_grad():
+        batches = DataLoader(TRAIN, batch_size=ROWS_A_MICRO_BATCH)
+        return [float(model(**batch).loss) for batch, _ in zip(batches, range(count), strict=False)]
+
+
 class StopAt(pl.Callback):
     """Raises in the second micro-batch of a step."""
 
@@ -102,11 +155,11 @@ def keep_all(tmp_path, **settings):
     return ModelCheckpoint(dirpath=tmp_path / "out", filename="{step}", **settings)
 
 
-def fit(tmp_path, *callbacks, module=None, ckpt_path=None, **settings):
+def fit(tmp_path, *callbacks, module=None, ckpt_path=None, accumulated=ACCUMULATED, **settings):
     module = Module() if module is None else module
     settings = {"max_steps": STEPS, "val_check_interval": 10, "num_sanity_val_steps": 1} | settings
     trainer = pl.Trainer(
-        accelerator="cpu", accumulate_grad_batches=ACCUMULATED, logger=False,
+        accelerator="cpu", accumulate_grad_batches=accumulated, logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
         callbacks=list(callbacks), **settings,
     )  # fmt: skip
@@ -150,6 +203,66 @@ def test_the_loss_is_the_mean_over_micro_batches_the_rate_that_of_the_update(rec
     np.testing.assert_allclose(train["loss"][0], np.mean([float(x) for x in losses]), rtol=1e-6)
     np.testing.assert_allclose(train["lr"], [1e-2 / step for step in range(1, 7)], rtol=1e-6)
     np.testing.assert_allclose(train["grad_norm"], norms.seen, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "a_step"), [(Still, 4), (UpdatesByHand, 2)])
+def test_the_loss_is_the_mean_also_where_a_step_is_short_or_made_by_hand(
+    tmp_path, record, kind, a_step
+):
+    # Six micro-batches an epoch: in fours the last step has two; by hand in twos.
+    fit(
+        tmp_path, RecordLightning(record.path), module=kind(), max_steps=-1, max_epochs=1,
+        limit_train_batches=6, limit_val_batches=0, enable_checkpointing=False,
+        accumulated=ACCUMULATED if kind is Still else 1,
+    )  # fmt: skip
+    micro = losses_of_micro_batches(6)
+    means = [np.mean(micro[i : i + a_step]) for i in range(0, 6, a_step)]
+    np.testing.assert_allclose(record.group("train")["loss"], means, rtol=1e-6)
+
+
+def holds_the_weights_of_every_step(record, seen):
+    entries = CheckpointIndex(record.path).list()
+    name = "model.embed_tokens.weight"
+    for entry in entries:
+        held = open_weights(entry.path(record.path))
+        assert entry.complete
+        assert torch.equal(held[name], seen[entry.step][name]), entry.step
+    return [entry.step for entry in entries]
+
+
+def test_a_name_that_every_step_is_saved_under_holds_each_step_in_a_folder_of_its_own(
+    tmp_path, record
+):
+    seen = Weights()
+    callback = RecordLightning(record.path, safetensors=True)
+    fit(tmp_path, callback, seen, SavesTheLatest(), enable_checkpointing=False, max_steps=3)
+    assert holds_the_weights_of_every_step(record, seen.seen) == [0, 1, 2, 3]
+    assert record.checkpoints()[0] == tmp_path / "latest-weights"
+    assert record.checkpoints()[3] == tmp_path / "latest-step3-weights"
+
+
+def test_a_step_that_is_also_the_last_stays_in_the_index_under_its_own_name(tmp_path, record):
+    seen = Weights()
+    callback = RecordLightning(record.path, safetensors=True)
+    saver = keep_all(tmp_path, every_n_train_steps=1, save_last=True)
+    fit(tmp_path, callback, seen, saver, max_steps=3)
+    assert holds_the_weights_of_every_step(record, seen.seen) == [1, 2, 3]
+    out = tmp_path / "out"
+    assert record.checkpoints() == {step: out / f"step={step}-weights" for step in (1, 2, 3)}
+
+
+def test_weights_that_cannot_be_written_do_not_end_the_training(tmp_path, record, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    module = Module()
+    monkeypatch.setattr(module.net, "save_pretrained", full)
+    with pytest.warns(RuntimeWarning) as told:
+        fit(tmp_path, RecordLightning(record.path, safetensors=True), keep_all(tmp_path),
+            module=module, max_steps=3)  # fmt: skip
+    assert any("No space left" in str(w.message) for w in told)
+    record.must_hold(TRAIN.tokens_a_step()[:3])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["step=3.ckpt"]
 
 
 def test_checkpoints_are_in_the_index_with_readable_weights_beside_lightnings_own(recorded):

@@ -30,7 +30,7 @@ class InOrder(Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-def trainer(tmp_path, *callbacks, model=None, **settings):
+def trainer(tmp_path, *callbacks, model=None, kind=InOrder, **settings):
     settings = {
         "per_device_train_batch_size": ROWS_A_MICRO_BATCH,
         "gradient_accumulation_steps": ACCUMULATED,
@@ -38,7 +38,7 @@ def trainer(tmp_path, *callbacks, model=None, **settings):
         "save_steps": 3, "learning_rate": 1e-2, "warmup_steps": 2, "report_to": [],
         "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False,
     } | settings  # fmt: skip
-    return InOrder(
+    return kind(
         model=tiny_moe() if model is None else model,
         args=TrainingArguments(output_dir=str(tmp_path / "out"), **settings),
         train_dataset=TRAIN,
@@ -57,6 +57,29 @@ class StopAt(TrainerCallback):
     def stop(self, args, state, control, **_):
         if state.global_step == self.step:
             raise self.error
+
+
+class LogsWithinSteps(InOrder):
+    def compute_loss(self, model, inputs, *args, **options):
+        if model.training:
+            self.log({"aux": 1.0})
+        return super().compute_loss(model, inputs, *args, **options)
+
+
+class OutOfMemoryOnce(InOrder):
+    """In the micro-batch of this number, counted from 0."""
+
+    fails_at = 9
+
+    def training_step(self, *args, **options):
+        self.fails_at -= 1
+        if self.fails_at == -1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().training_step(*args, **options)
+
+
+class OutOfMemoryAtOnce(OutOfMemoryOnce):
+    fails_at = 1
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +122,34 @@ def test_a_step_that_the_trainer_does_not_log_is_recorded_without_loss(tmp_path,
     trainer(tmp_path, RecordTrainer(record.path), logging_steps=3).train()
     record.must_hold(TRAIN.tokens_a_step())
     assert np.isnan(record.group("train")["loss"]).values.tolist() == [1, 1, 0, 1, 1, 0]
+
+
+def test_what_is_logged_in_the_midst_of_a_step_neither_ends_it_nor_takes_its_loss(
+    tmp_path, record, recorded
+):
+    trainer(tmp_path, RecordTrainer(record.path), kind=LogsWithinSteps).train()
+    record.must_hold(TRAIN.tokens_a_step())
+    for name in ("loss", "lr", "grad_norm"):
+        np.testing.assert_array_equal(
+            record.group("train")[name], recorded[0].group("train")[name], name
+        )
+
+
+def test_a_trainer_that_looks_for_its_batch_size_records_the_size_it_found_alone(tmp_path, record):
+    run = trainer(
+        tmp_path, RecordTrainer(record.path), kind=OutOfMemoryOnce, auto_find_batch_size=True
+    )
+    with pytest.warns(RuntimeWarning, match="the 2 steps recorded .* are set aside"):
+        run.train()
+    # Rows a micro-batch: nine tenths of what there was too little memory for, rounded down.
+    record.must_hold(TRAIN.tokens_a_step(ACCUMULATED)[:STEPS])
+    assert sorted(record.checkpoints()) == [3, 6]
+
+
+def test_a_batch_too_large_in_the_first_step_sets_nothing_aside(tmp_path, record):
+    settings = {"kind": OutOfMemoryAtOnce, "auto_find_batch_size": True}
+    trainer(tmp_path, RecordTrainer(record.path), **settings).train()
+    record.must_hold(TRAIN.tokens_a_step(ACCUMULATED)[:STEPS])
 
 
 def test_checkpoints_are_in_the_index_where_the_trainer_saved_them(recorded):
