@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from workbench.capture.recorder import Recorder
     from workbench.capture.traces import Traces
     from workbench.run import open_run
+    from workbench.store.layout import Task
 
 __all__ = [
     "Generic",
     "ProbeSet",
     "Recorder",
+    "Task",
     "Traces",
     "__version__",
     "figures",
@@ -44,6 +46,7 @@ _HOMES = {
     "Generic": "workbench.capture.adapters.generic",
     "ProbeSet": "workbench.capture.probe_set",
     "Recorder": "workbench.capture.recorder",
+    "Task": "workbench.store.layout",
     "Traces": "workbench.capture.traces",
     "figures": "workbench.figures",
     "testing": "workbench.testing",

@@ -61,7 +61,7 @@ def open_branch(
     )
     if not folder.exists:
         folder.create(**dict(about or {}))
-    store = _open_store(folder, branch, layout, sites[0].scores.name.lower())
+    store = _open_store(folder, branch, layout, sites)
     set_aside = None if resume_at is None else store.rollback(branch, resume_at)
     writer = BackgroundWriter(store, branch, _rest_of_layout(tasks, probe))
     last = writer.last("train")
@@ -75,9 +75,17 @@ def open_branch(
     return Opened(store, writer, SeenTokens(start, ranks), set_aside)
 
 
-def _open_store(folder: RunFolder, branch: str, layout: Layout, scores: str) -> RunStore:
+def _open_store(
+    folder: RunFolder, branch: str, layout: Layout, sites: Sequence[RouterSite]
+) -> RunStore:
     if not folder.store.exists():
-        return RunStore.create(folder.store, layout, {"run": folder.path.name, "scores": scores})
+        about = {
+            "run": folder.path.name,
+            "scores": sites[0].scores.name.lower(),
+            # `layer` counts routers: a model's dense layers have none.
+            "routers": [site.name for site in sites],
+        }
+        return RunStore.create(folder.store, layout, about)
     store = RunStore.open(folder.store)
     there = store.read(branch).layout
     asked, held = ((x.layers, x.experts, x.k, x.domains) for x in (layout, there))

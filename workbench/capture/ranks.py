@@ -27,8 +27,11 @@ class Ranks:
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
         self._spread = dist.is_available() and dist.is_initialized()
-        self.count = dist.get_world_size(group) if self._spread else 1
-        self.first = not self._spread or dist.get_rank(group) == 0
+        rank = dist.get_rank(group) if self._spread else 0
+        self.member = rank >= 0
+        """Whether this rank is in the group; one that is not records nothing."""
+        self.count = dist.get_world_size(group) if self._spread and self.member else 1
+        self.first = rank == 0
 
     def sum_to_first(self, accumulators: Accumulators, *, slow: bool) -> None:
         """Adds all ranks' tables into the first rank's; the others' are undefined afterwards."""

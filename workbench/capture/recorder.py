@@ -37,7 +37,7 @@ from workbench.capture.run_folder import RunFolder
 from workbench.capture.tap import Tap
 from workbench.capture.traces import Traces
 from workbench.capture.writer import BackgroundWriter, Rows
-from workbench.errors import UsageError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.store.layout import Task
 from workbench.store.run_store import SetAside
 
@@ -134,9 +134,11 @@ class Recorder:
             self.store, self._writer, self._seen, self.set_aside = opened
             self._writer.listen(self._tap, self._seen, with_domains=bool(self.domains))
         self._values: dict[str, float] = {}
+        self._probed: int | None = None
         self.last_step = resume_at or 0
         """The step that was recorded last; 0 before the first."""
         self._closed = False
+        self._told: set[str] = set()
         # A recorder that is forgotten still ends its thread and frees the branch.
         self._finalizer = weakref.finalize(self, _end, self._writer, self._tap)
         self._finalizer.atexit = False
@@ -169,15 +171,17 @@ class Recorder:
         Raises:
             CaptureError: the first step's counts are not tokens x k in every layer.
         """
-        self.begin(step)
         try:
+            self.begin(step)
             if domains is not None or keep is not None:
                 self.labels(domains=domains, keep=keep)
             yield self
         except BaseException:
             self.abandon()
             raise
-        self.end(tokens)
+        # Nothing ends where the step was abandoned, or the recorder closed, in the block.
+        if self._tap.step is not None:
+            self.end(tokens)
 
     def begin(self, step: int) -> None:
         """The first half of `step`, for trainers that call back at the begin and at the end."""
@@ -190,8 +194,7 @@ class Recorder:
                 f"step {step} after step {self.last_step}: steps must grow; to go back, make a "
                 f"recorder with resume_at."
             )
-        if self._writer is not None:
-            self._writer.tell()
+        self._tell()
         self._tap.begin(step)
         self._values = {}
 
@@ -229,16 +232,23 @@ class Recorder:
         if self._budget is not None:
             self._budget.follow(self._tap, note)
 
-    def log(self, **values: float) -> None:
-        """Numbers of the step under way: loss (nats per token), lr, grad_norm.
+    def log(self, **values: float | Tensor) -> None:
+        """Numbers of the step under way: loss (nats per token), lr, grad_norm. A tensor on a GPU is
+        waited for.
 
         Raises:
-            UsageError: another name.
+            UsageError: another name, or no step under way.
         """
         for name in values:
             if name not in TRAIN_VALUES:
                 raise UsageError(f"log({name}=...): the record takes {', '.join(TRAIN_VALUES)}.")
-        self._values |= {name: float(value) for name, value in values.items()}
+        if self._tap.step is None:
+            raise UsageError(
+                "log is called between steps: call it inside `with recorder.step(...)`, or between "
+                "begin and end."
+            )
+        for name, value in values.items():
+            self._values[name] = float(value.detach() if isinstance(value, Tensor) else value)
 
     def evaluations(self, step: int, correct: np.ndarray, logprob: np.ndarray) -> None:
         """Scores of a checkpoint, before `checkpoint` is called for it.
@@ -268,8 +278,14 @@ class Recorder:
         In a distributed training call it on every rank, or on the first alone; with a probe set and
         a sharded model on every rank, because the model then runs on all.
         """
+        if step is None and self._tap.step is not None:
+            raise UsageError(
+                f"checkpoint() in step {self._tap.step}, which has not ended: call it after the "
+                f"step, or say which step's weights they are with step=."
+            )
         step = self.last_step if step is None else step
-        if self._probe is not None:
+        if self._probe is not None and self._probed != step:
+            self._probed = step
             # The writer's thread fills in the tokens seen, once it has taken the samples before.
             for portion in self._probe.read(step, tokens_seen=0):
                 if self._writer is not None:
@@ -325,23 +341,36 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
+        self._tap.abandon()
         self._finalizer()
+        self._tell()
         writer = self._writer
-        if writer is not None and writer.overflowed:
-            warnings.warn(
-                f"{writer.overflowed} tokens that should have been traced found no room: give "
-                f"traces=Traces(tokens_per_step=...) for the tokens of a step on one rank.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
         if writer is not None and (writer.dropped or writer.error):
-            self.folder.update(capture={self.branch: {"dropped": writer.dropped}})
-            warnings.warn(
-                f"capture dropped {writer.dropped} samples of branch {self.branch!r}"
-                + (f": {writer.error}" if writer.error else ": the disk was too slow."),
-                RuntimeWarning,
-                stacklevel=2,
+            why = writer.error or "the disk was too slow, or the ring too small for the steps."
+            self._warn(f"capture dropped {writer.dropped} samples of branch {self.branch!r}: {why}")
+            try:
+                self.folder.update(capture={self.branch: {"dropped": writer.dropped}})
+            except (OSError, WorkbenchError) as error:
+                # The disk that was full for the samples is full for this as well.
+                self._warn(f"run.json does not say what was dropped: {error}")
+
+    def _tell(self) -> None:
+        """Warns, once of each kind, of what went wrong."""
+        if self._writer is not None:
+            self._writer.tell()
+        traces, told = self._tap.traces, self._tap.told
+        if traces is not None and traces.overflowed:
+            told.setdefault(
+                "room",
+                f"{traces.overflowed} tokens that should have been traced found no room: give "
+                f"traces=Traces(tokens_per_step=...) for the tokens of a step on one rank.",
             )
+        for kind in [kind for kind in told if kind not in self._told]:
+            self._told.add(kind)
+            self._warn(told[kind])
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def __enter__(self) -> Recorder:
         return self

@@ -91,6 +91,9 @@ def add(
     if keep.numel() and not (kept_N := _per_token(keep.numpy().ravel(), N)).all():
         logits, ids, gates = logits[kept_N], ids[kept_N], gates[kept_N]
         domain_R = _per_token(domain_R, N)[kept_N] if domain_R.size else domain_R
+    if ids.size and ids.max() >= E:
+        # No expert of this router: counted nowhere, as on a GPU. The first step's check tells.
+        ids = np.where(ids < E, ids, -1)
     here = _views_of(table, slow, layers, num_domains, E)[place]
     wants_slow = bool(flags[SLOW])
     _count(ids, gates, domain_R, here.counts_DE, here.gate_mass_E)

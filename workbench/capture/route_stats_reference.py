@@ -41,7 +41,8 @@ def add(
     if keep.numel():
         kept_T = kept_T & _per_token(keep, T)
     domain_T = _per_token(domains, T) if domains.numel() else torch.zeros_like(kept_T).long()
-    ids = torch.where(kept_T[:, None], ids_TK.long(), -1)
+    ids = ids_TK.long()
+    ids = torch.where(kept_T[:, None] & (ids < E), ids, -1)
     # Whatever does not count goes to one cell beyond the last, which is then cut off.
     cells = torch.where(
         (ids >= 0) & (domain_T < num_domains)[:, None],

@@ -50,6 +50,7 @@ class SeenTokens:
         trainer said, on every rank; where nothing was said, as the last captured one.
         """
         note = sample.note
+        self.total += note.missed.tokens + note.missed.steps * self._last
         if note.captured:
             self._last = int(layout.parts(sample.table).tallies_L2[0, 0])
             tokens = self._last

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from time import perf_counter, time
 from typing import Any, NamedTuple
 
@@ -29,6 +30,15 @@ from workbench.capture.ring import Ring
 from workbench.capture.route_stats import let_selective_checkpoints_pass, route_stats, spent
 from workbench.capture.traces import RouteTraces, Traces, capacity_for
 from workbench.errors import CaptureError, UsageError
+
+
+class Missed(NamedTuple):
+    """Samples that found no slot in the ring."""
+
+    tokens: int = 0
+    """Their training tokens, where these are known."""
+    steps: int = 0
+    """Those whose tokens are not known."""
 
 
 class Note(NamedTuple):
@@ -49,6 +59,8 @@ class Note(NamedTuple):
     """Steps between two captured ones, as it was in force."""
     values: dict[str, float]
     """Whatever else the caller wants to keep: loss, lr."""
+    missed: Missed = Missed()
+    """What was lost since the sample before."""
 
 
 class Tap:
@@ -85,6 +97,10 @@ class Tap:
         let_selective_checkpoints_pass()
         self.sites = list(sites)
         self.device = device or next(self.sites[0].module.parameters()).device
+        if self.device.type == "meta":
+            raise UsageError(
+                "the model is on the meta device: make the recorder after its weights are there."
+            )
         self.layout = Table(len(self.sites), max(domains, 1), self.sites[0].num_experts)
         self.accumulators = Accumulators(self.layout, self.device)
         self.labels = Labels(self.device, domains)
@@ -106,12 +122,17 @@ class Tap:
         self.every = 1
         """Steps between two captured ones."""
         self._slow = self._active = self._checked = False
+        self._pauses = 0
+        self._missed = Missed()
+        self.told: dict[str, str] = {}
+        """What somebody should be told of, by kind: the first of each."""
         self._step: int | None = None
         self._began = self._spent_before = self._seconds = 0.0
 
     def _hook(self, model: nn.Module | None, traces: Traces | None) -> None:
         if model is not None:
-            self._handles.append(self.labels.watch(model))
+            inner = _takes_mask(model, [site.module for site in self.sites])
+            self._handles.append(self.labels.watch(inner))
             if traces is not None and self.ranks.first:
                 self.traces = self._trace(traces, model)
         for place, site in enumerate(self.sites):
@@ -136,9 +157,10 @@ class Tap:
         def show(reading: Reading) -> None:
             # Evaluation shows nothing, wherever in a step it happens.
             if module.training:
+                tokens = reading.logits_TE.shape[0]
                 route_stats(
-                    *reading, labels.domains, labels.keep, scores, layers, place, domains,
-                    sums.flags, sums.table, sums.slow,
+                    *reading, labels.fit("domains", tokens), labels.fit("keep", tokens),
+                    scores, layers, place, domains, sums.flags, sums.table, sums.slow,
                 )  # fmt: skip
                 if traces is not None:
                     traces.read(place, reading)
@@ -155,22 +177,35 @@ class Tap:
         if self._step is not None:
             raise UsageError(f"step {step} begins while step {self._step} is under way; end it.")
         now = perf_counter()
+        if not self._checked:
+            self._check_device()
         self._active = step % self.every == 0 or not self._checked
         self._slow = self._active and step % (self.coactivation_every * self.every) == 0
+        self.labels.misfit = None
         self.accumulators.switch(active=self._active, slow=self._slow)
-        self._step = step
         self._spent_before = spent()
         self._began = now
+        self._step = step
         self._seconds = perf_counter() - now
+
+    def _check_device(self) -> None:
+        parameter = next(self.sites[0].module.parameters(), None)
+        if parameter is not None and parameter.device.type != self.device.type:
+            raise UsageError(
+                f"the model is on {parameter.device} and was on {self.device} when the recorder "
+                f"was made: make it after the model is moved."
+            )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Forwards in here do not count, such as an evaluation in mid-step."""
+        self._pauses += 1
         self.accumulators.switch(active=False)
         try:
             yield
         finally:
-            active = self._active and self._step is not None
+            self._pauses -= 1
+            active = self._active and self._step is not None and not self._pauses
             self.accumulators.switch(active=active, slow=active and self._slow)
 
     def abandon(self) -> None:
@@ -188,31 +223,71 @@ class Tap:
         """
         if self._step is None:
             raise UsageError("a step ends that has not begun; call begin(step) first.")
+        try:
+            return self._end(self._step, tokens, values)
+        except BaseException:
+            # Interrupted half-way: what was counted must not join the next step.
+            self.abandon()
+            raise
+
+    def _end(self, step: int, tokens: int | None, values: dict[str, float]) -> Note | None:
         now = perf_counter()
-        step, self._step = self._step, None
-        sums = self.accumulators
+        sums, traces = self.accumulators, self.traces
         sums.switch(active=False)
-        if not self._checked:
+        captured = self._active and not self._misfits(step)
+        if self._active and not self._checked:
             # This rank's own counts, before ranks are added up. Waits for the device, once.
             self._check(step, sums.table.cpu().numpy(), tokens)
             self._checked = True
+        if self._active and not captured:
+            sums.clear()
         if self._active:
             self.ranks.sum_to_first(sums, slow=self._slow)
         seconds = self._seconds + spent() - self._spent_before
         note = Note(
-            step, tokens, self._active, time(), seconds + perf_counter() - now, now - self._began,
-            self.every, dict(values),
+            step, tokens, captured, time(), seconds + perf_counter() - now, now - self._began,
+            self.every, values, self._missed,
         )  # fmt: skip
-        traces = self.traces
         pushed = self.ranks.first and self.ring.push(
-            note, sums, slow=self._slow, extra=traces.table if traces is not None else None
+            note, sums, slow=self._slow and captured, extra=traces.table if traces else None
         )
+        if pushed:
+            self._missed = Missed()
+        elif self.ranks.first:
+            self._miss(note)
         if self._active:
             sums.clear(slow=self._slow)
         if traces is not None:
             traces.begin()
         self.labels.clear()
+        self._step = None
         return note if pushed else None
+
+    def _misfits(self, step: int) -> bool:
+        """Whether labels did not fit the tokens of this step, which then cannot be recorded."""
+        labels = self.labels
+        if labels.mask_misfit:
+            text = f"{labels.mask_misfit}, so padding was counted; give keep= by token."
+            self.told.setdefault("mask", f"step {step}: {text}")
+        if labels.misfit is None:
+            return False
+        text = (
+            f"{labels.misfit}: give them by token or by row, anew for every micro-batch; forwards "
+            f"that do not belong to the training go into `with recorder.paused():`."
+        )
+        if not self._checked:
+            raise CaptureError(f"step {step}: {text}")
+        self.told.setdefault("labels", f"step {step} was not recorded: {text}")
+        return True
+
+    def _miss(self, note: Note) -> None:
+        """Keeps the tokens of a sample that found no slot, for the clock."""
+        missed, host = self._missed, self.accumulators.on_host
+        if note.captured and host is not None:
+            known: int | None = int(self.layout.parts(host.table).tallies_L2[0, 0])
+        else:
+            known = None if note.tokens is None else note.tokens * self.ranks.count
+        self._missed = Missed(missed.tokens + (known or 0), missed.steps + (known is None))
 
     def _check(self, step: int, table: np.ndarray, tokens: int | None) -> None:
         """The first step: assignments are tokens x k in every router."""
@@ -235,6 +310,25 @@ class Tap:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _takes_mask(model: nn.Module, routers: Sequence[nn.Module]) -> nn.Module:
+    """The outermost module around all routers whose forward names an `attention_mask`; the model
+    itself where there is none.
+
+    A wrapper may hand a batch on by another way than its own forward (Lightning's training_step).
+    """
+    module: nn.Module | None = model
+    while module is not None:
+        if "attention_mask" in signature(module.forward).parameters:
+            return module
+        holding = [
+            child
+            for child in module.children()
+            if set(routers) <= set(child.modules())
+        ]  # fmt: skip
+        module = holding[0] if len(holding) == 1 else None
+    return model
 
 
 def _why(site: RouterSite, seen: int, found: int, expected: int) -> str:

@@ -3,9 +3,11 @@
 Needs   a store and a branch; the ring that a tap fills.
 Yields  BackgroundWriter: `put` never waits; `flush` waits until all is durable.
 
-Training must not stop because of capture: a full ring drops samples and counts them; when the disk
-fails, the first error is kept and told (a warning at the next step, and again at the end), and
-everything later is counted as dropped.
+Training must not stop because of capture: a full ring drops samples and counts them. While the disk
+fails, samples are kept in memory as far as BACKLOG_BYTES go, and writing is tried again at every
+chunk, at every checkpoint and at the end. What cannot be written because of what it is (scores of a
+wrong shape, a second probe reading of one checkpoint) is left out, and the rest goes on. All of it
+is told in warnings on the training's thread: made an error there, a warning must not kill this one.
 
 The thread looks into the ring a few times a second and takes what has gathered, so that the
 training thread neither wakes it at every step nor waits for its turn with the interpreter.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +29,7 @@ import numpy as np
 from workbench.capture.ring import Ring, Sample
 from workbench.capture.rows import SeenTokens, router_rows, trace_rows, train_rows
 from workbench.capture.tap import Tap
+from workbench.errors import SchemaError, UsageError
 from workbench.store.run_store import RunStore
 from workbench.store.schema import Variable
 from workbench.store.writer import StoreWriter
@@ -34,6 +38,10 @@ LOOK_EVERY = 0.2
 """Seconds between two looks into the ring."""
 COMMIT_EVERY = 50
 """Steps between two commits: a chunk of the store, so that no chunk is written twice."""
+COMMIT_SECONDS = 120
+"""Seconds after which waiting samples are committed all the same, where steps are slow."""
+BACKLOG_BYTES = 256 << 20
+"""Samples that are kept while the disk fails."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,10 @@ class BackgroundWriter:
             raise
         self._asked: queue.SimpleQueue[Rows | Flush | None] = queue.SimpleQueue()
         self._intake: Intake | None = None
-        self._lost = 0
         self.error: BaseException | None = None
+        """Why the last attempt to write failed; None: it did not."""
         self._told: set[str] = set()
+        self._to_tell: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name=f"store-{branch}", daemon=True)
         self._thread.start()
 
@@ -84,42 +93,35 @@ class BackgroundWriter:
         self._intake = Intake(tap, seen, with_domains, self._writer)
 
     @property
-    def overflowed(self) -> int:
-        """Tokens that should have been traced and found no room."""
-        traces = self._intake.traces if self._intake else None
-        return traces.overflowed if traces is not None else 0
-
-    @property
     def dropped(self) -> int:
-        """Samples that were not written: the ring was full, or writing had failed."""
-        return self._lost + (self._intake.ring.dropped if self._intake else 0)
+        """Samples that are not in the store: the ring was full, or writing fails."""
+        if self._intake is None:
+            return 0
+        lost = self._writer.waiting_in("train") if self.error is not None else 0
+        return lost + self._intake.lost + self._intake.ring.dropped
 
     def last(self, group: str) -> int | None:
         """Label of the group's last row, as the store had it when this writer began."""
         return self._writer.last(group)
 
     def put(self, rows: Rows) -> None:
-        """Hands rows over; drops them, and counts that, where the disk has failed."""
-        if self.error is not None:
-            self._lost += 1
-        else:
-            self._asked.put(rows)
+        """Hands rows over, to be written after the samples so far."""
+        self._asked.put(rows)
 
     def tell(self) -> None:
-        """Warns once that writing has failed, or that counts do not add up. On the caller's thread:
-        made an error, a warning must not kill the writer's.
-        """
-        failed = self.error and f"capture has stopped, training goes on: {self.error}"
-        for kind, text in (("failed", failed), ("odd", self._intake and self._intake.odd)):
-            if text and kind not in self._told:
-                self._told.add(kind)
-                warnings.warn(text, RuntimeWarning, stacklevel=4)
+        """Warns, once of each kind, of what went wrong since."""
+        if self.error is not None:
+            text = f"{self.error}; training goes on, samples are kept and writing is tried again."
+            self._to_tell.setdefault("failed", f"capture cannot write: {text}")
+        for kind in [kind for kind in list(self._to_tell) if kind not in self._told]:
+            self._told.add(kind)
+            warnings.warn(self._to_tell[kind], RuntimeWarning, stacklevel=4)
 
     def flush(self, tag: int | None = None) -> bool:
         """Waits until everything handed over is durable, and tagged; False where writing has
         failed.
         """
-        if self.error is None and self._thread.is_alive():
+        if self._thread.is_alive():
             request = Flush(tag)
             self._asked.put(request)
             while not request.done.wait(1.0) and self._thread.is_alive():
@@ -143,12 +145,14 @@ class BackgroundWriter:
             asked, stop = self._gather()
             # What was asked for comes after every sample that was pushed before it.
             if self._intake is not None:
-                self._do(partial(self._intake.drain, wait=bool(asked)), lost=0)
+                self._attempt(partial(self._intake.drain, self._commit, wait=bool(asked) or stop))
             for task in asked:
-                self._do(partial(self._serve, task), lost=isinstance(task, Rows))
+                self._attempt(partial(self._serve, task))
                 if isinstance(task, Flush):
                     task.done.set()
             if stop:
+                # Whoever closes may have been interrupted before the flush.
+                self._attempt(partial(self._commit, "last samples"))
                 return
 
     def _gather(self) -> tuple[list[Rows | Flush], bool]:
@@ -163,15 +167,19 @@ class BackgroundWriter:
         except queue.Empty:
             return asked, False
 
-    def _do(self, work: Callable[[], Any], *, lost: int) -> None:
-        if self.error is not None:
-            self._lost += lost + (self._intake.discard() if self._intake else 0)
-            return
+    def _attempt(self, work: Callable[[], Any]) -> None:
         try:
             work()
+        except (SchemaError, UsageError) as refused:
+            self._to_tell.setdefault("refused", f"capture left something out: {refused}")
         except BaseException as error:  # whatever it is, training must not die of it
             self.error = error
-            self._lost += lost + (self._intake.discard() if self._intake else 0)
+        if self._intake is not None and self._intake.odd is not None:
+            self._to_tell.setdefault("odd", self._intake.odd)
+
+    def _commit(self, message: str) -> None:
+        self._writer.commit(message)
+        self.error = None
 
     def _serve(self, task: Rows | Flush) -> None:
         if isinstance(task, Rows):
@@ -181,7 +189,7 @@ class BackgroundWriter:
                 values["tokens_seen"] = np.array([self._intake.seen.at(int(s)) for s in steps])
             self._writer.append(task.group, values, task.declared)
             return
-        self._writer.commit("flush" if task.tag is None else f"checkpoint {task.tag}")
+        self._commit("flush" if task.tag is None else f"checkpoint {task.tag}")
         if task.tag is not None:
             self._writer.tag_checkpoint(task.tag)
 
@@ -192,46 +200,64 @@ class Intake:
     def __init__(self, tap: Tap, seen: SeenTokens, with_domains: bool, writer: StoreWriter) -> None:
         self.ring: Ring = tap.ring
         self.seen = seen
+        self.traces = tap.traces
+        self.lost = 0
+        """Samples for which there was no room while the disk failed."""
+        self.odd: str | None = None
+        """What does not add up in the first step where something does not."""
         self._layout = tap.layout
         self._with_domains = with_domains
         self._writer = writer
         self._sites = tap.sites
         self._ranks = tap.ranks.count
-        self.traces = tap.traces
-        self._held = 0
-        self.odd: str | None = None
-        """What does not add up in the first step where something does not."""
+        self._backlog = max(BACKLOG_BYTES // (8 * tap.layout.cells), 2 * COMMIT_EVERY)
+        self._chunk: int | None = None
+        self._committed = time.monotonic()
 
-    def drain(self, *, wait: bool) -> None:
-        """Appends all samples that have arrived, committing at every full chunk.
+    def drain(self, commit: Callable[[str], None], *, wait: bool) -> None:
+        """Appends all samples that have arrived, committing at every full chunk, and when the last
+        commit is long ago.
 
         Args:
+            commit: makes durable what was appended; takes a message.
             wait: for copies that are under way.
         """
         samples: list[Sample] = []
         while (sample := self.ring.take(wait=wait)) is not None:
             samples.append(sample)
-            self._held += 1
-            if sample.note.step % COMMIT_EVERY == 0:
+            step = sample.note.step
+            full = step % COMMIT_EVERY == 0 or (
+                self._chunk is not None and step // COMMIT_EVERY > self._chunk
+            )
+            self._chunk = step // COMMIT_EVERY
+            if full:
                 self._append(samples)
-                self._writer.commit(f"step {sample.note.step}")
                 samples = []
+                self._commit(commit, f"step {step}")
         if samples:
             self._append(samples)
+        late = time.monotonic() - self._committed > COMMIT_SECONDS
+        if late and self._writer.waiting_in("train"):
+            self._commit(commit, "waited long enough")
+
+    def _commit(self, commit: Callable[[str], None], message: str) -> None:
+        self._committed = time.monotonic()
+        commit(message)
 
     def _append(self, samples: Sequence[Sample]) -> None:
         if self.odd is None:
             self.odd = next(filter(None, map(self._oddity, samples)), None)
         seen = [self.seen.add(self._layout, sample) for sample in samples]
+        if self._writer.waiting_in("train") >= self._backlog:
+            self.lost += len(samples)
+            return
         rows = router_rows(self._layout, samples, with_domains=self._with_domains)
         if rows:
             self._writer.append("router", rows)
         self._writer.append("train", train_rows(samples, seen))
-        if self.traces is not None:
-            traced = trace_rows(self.traces, samples)
-            if traced:
-                self._writer.append("traces", traced)
-        self._held -= len(samples)
+        traced = trace_rows(self.traces, samples) if self.traces is not None else {}
+        if traced:
+            self._writer.append("traces", traced)
 
     def _oddity(self, sample: Sample) -> str | None:
         """Why a captured step's assignments are not tokens x k in every router; None: they are."""
@@ -240,20 +266,16 @@ class Intake:
             return None
         parts = self._layout.parts(sample.table)
         seen_L, found_L = parts.tallies_L2[:, 0], parts.counts_LDE.sum((1, 2))
-        expected = seen_L[0] if note.tokens is None else note.tokens * self._ranks
+        # What other ranks were told of their tokens is not known here.
+        said = note.tokens if self._ranks == 1 else None
+        expected = seen_L[0] if said is None else said
         for site, seen, found in zip(self._sites, seen_L, found_L, strict=True):
             wanted = seen * site.experts_per_token
             if seen != expected or not seen or (found != wanted and not site.drops):
                 return (
                     f"step {note.step}: router {site.name} counted {found} assignments of {seen} "
                     f"tokens where {expected} were expected; the record holds what was counted. "
-                    f"Modules in evaluation mode are not counted: call model.train()."
+                    f"Where no token was counted, no forward ran in the step, or the model was in "
+                    f"evaluation mode: call model.train()."
                 )
         return None
-
-    def discard(self) -> int:
-        """Empties the ring after a failure; returns how many samples are lost by it."""
-        lost, self._held = self._held, 0
-        while self.ring.take(wait=True) is not None:
-            lost += 1
-        return lost

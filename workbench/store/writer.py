@@ -139,6 +139,10 @@ class StoreWriter:
         """Rows appended and not yet committed, over all groups."""
         return sum(strand.waiting for strand in self._strands.values())
 
+    def waiting_in(self, group: str) -> int:
+        """Rows of one group, along its first growing dim, that are not yet committed."""
+        return self._strands[group, GROWING[group][0]].waiting
+
     def fill_layout(self, **more: Any) -> None:
         """State what the layout left empty: tasks=, tokens= or domains=. Stored with the next
         commit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import subprocess
 import sys
@@ -250,26 +251,257 @@ def test_steps_must_grow(tmp_path, step, message):
             pass
 
 
+def failing_commit(recorder, monkeypatch, times=None):
+    """The store's commit fails as on a full disk; for so many times, or for ever."""
+    real, left = recorder._writer._writer.commit, [times]
+
+    def commit(message):
+        if left[0] is None or left[0] > 0:
+            left[0] = None if left[0] is None else left[0] - 1
+            raise OSError(28, "No space left on device")
+        return real(message)
+
+    monkeypatch.setattr(recorder._writer._writer, "commit", commit)
+
+
+def take_steps(recorder, lm, steps):
+    (tokens,) = batches(1)
+    for step in steps:
+        with recorder.step(step, tokens=TOKENS):
+            lm(tokens[:, :-1])
+
+
+def flushed_steps(recorder, lm, steps):
+    for step in steps:
+        take_steps(recorder, lm, [step])
+        recorder._writer.flush()
+
+
 def test_training_goes_on_when_the_disk_fails_and_says_so(tmp_path, monkeypatch):
     lm = MoELM(TINY_MODEL)
     recorder = Recorder(lm, tmp_path / "run")
-
-    def fails(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(recorder._writer._writer, "append", fails)
-
-    def train():
-        for step in range(1, 4):
-            with recorder.step(step, tokens=TOKENS):
-                lm(batches(1)[0][:, :-1])
-        recorder._writer.flush()
-
-    with pytest.warns(RuntimeWarning, match="capture has stopped, training goes on.*No space"):
-        train()
-    with pytest.warns(RuntimeWarning, match="capture dropped 3 samples"):
+    failing_commit(recorder, monkeypatch)
+    with pytest.warns(RuntimeWarning, match="capture cannot write.*No space.*training goes on"):
+        flushed_steps(recorder, lm, range(1, 4))
+    with pytest.warns(RuntimeWarning, match="capture dropped 3 samples.*No space"):
         recorder.close()
     assert wb.open_run(tmp_path / "run").attrs["capture"]["main"]["dropped"] == 3
+
+
+def test_a_disk_that_fails_for_a_while_loses_nothing(tmp_path, monkeypatch):
+    lm = MoELM(TINY_MODEL)
+    recorder = Recorder(lm, tmp_path / "run")
+    failing_commit(recorder, monkeypatch, times=2)
+    with pytest.warns(RuntimeWarning, match="capture cannot write"):
+        flushed_steps(recorder, lm, range(1, 5))
+    assert recorder.dropped == 0
+    recorder.close()
+    assert wb.open_run(tmp_path / "run").router.step.values.tolist() == [1, 2, 3, 4]
+
+
+def test_a_disk_too_full_for_the_last_word_does_not_end_the_training(tmp_path, monkeypatch):
+    lm = MoELM(TINY_MODEL)
+    recorder = Recorder(lm, tmp_path / "run")
+    failing_commit(recorder, monkeypatch)
+    monkeypatch.setattr(recorder.folder, "update", lambda **_: (_ for _ in ()).throw(OSError(28)))
+    take_steps(recorder, lm, [1])
+    with pytest.warns(RuntimeWarning) as told:
+        recorder.close()
+    assert any("run.json does not say" in str(w.message) for w in told)
+
+
+def test_what_cannot_be_written_is_left_out_and_the_rest_goes_on(tmp_path):
+    lm = MoELM(TINY_MODEL)
+    recorder = Recorder(lm, tmp_path / "run", tasks=[wb.Task("logic/chain", 0.5, 4)])
+    take_steps(recorder, lm, [1])
+    recorder.evaluations(1, np.zeros((3, 9), np.int8), np.zeros((3, 9), np.float32))
+    with pytest.warns(RuntimeWarning, match="(?s)capture left something out.*correct"):
+        flushed_steps(recorder, lm, [2])
+    recorder.close()
+    assert wb.open_run(tmp_path / "run").router.step.values.tolist() == [1, 2]
+
+
+def test_a_second_checkpoint_of_one_step_ends_nothing(tmp_path, tiny_plan):
+    lm = MoELM(TINY_MODEL, seed=0)
+    training = Training(tiny_plan, tmp_path / "weights", device="cpu")
+    training.model = lm
+    path = training.save()
+    probe = ProbeSet(batches(1, seed=9)[0][:, :-1].numpy(), ("a", "a", "b", "b"))
+    with Recorder(lm, tmp_path / "run", probe=probe) as recorder:
+        take_steps(recorder, lm, [1])
+        recorder.checkpoint(path, step=1)
+        recorder.checkpoint(path, step=1)
+        take_steps(recorder, lm, [2])
+    run = wb.open_run(tmp_path / "run")
+    assert run.router.step.values.tolist() == [1, 2]
+    assert run.activations.sizes["checkpoint"] == 1
+
+
+def test_steps_that_skip_the_round_numbers_are_committed_too(tmp_path):
+    lm = MoELM(TINY_MODEL)
+    recorder = Recorder(lm, tmp_path / "run")
+    take_steps(recorder, lm, range(1, 120, 2))
+    recorder._writer.flush()
+    messages = [s.message for s in recorder.store.repository.ancestry(branch="main")]
+    recorder.close()
+    assert {"step 51", "step 101"} <= set(messages)
+
+
+def test_a_copy_of_the_model_is_not_counted(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    with Recorder(lm, tmp_path / "run") as recorder:
+        average = copy.deepcopy(lm)
+        with recorder.step(1):
+            lm(tokens[:, :-1])
+            average.eval()(tokens[:, :-1])
+            average.train()(tokens[:, :-1])
+    assert wb.open_run(tmp_path / "run").router.tokens.values.tolist() == [TOKENS]
+
+
+def test_pauses_within_pauses_stay_pauses(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    with Recorder(lm, tmp_path / "run") as recorder, recorder.step(1, tokens=TOKENS):
+        lm(tokens[:, :-1])
+        with recorder.paused():
+            with recorder.paused():
+                lm(tokens[:, :-1])
+            lm(tokens[:, :-1])
+    assert wb.open_run(tmp_path / "run").router.tokens.values.tolist() == [TOKENS]
+
+
+def test_an_end_that_is_interrupted_does_not_leak_into_the_next_step(tmp_path, monkeypatch):
+    lm = MoELM(TINY_MODEL, seed=0)
+    with Recorder(lm, tmp_path / "run") as recorder:
+        take_steps(recorder, lm, [1])
+        push = recorder._tap.ring.push
+        monkeypatch.setattr(recorder._tap.ring, "push", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            take_steps(recorder, lm, [2])
+        monkeypatch.setattr(recorder._tap.ring, "push", push)
+        take_steps(recorder, lm, [2])
+    assert wb.open_run(tmp_path / "run").router.tokens.values.tolist() == [TOKENS, TOKENS]
+
+
+@pytest.mark.parametrize("what", ["abandon", "close"])
+def test_a_step_that_is_given_up_inside_its_block_leaves_no_sample(tmp_path, what):
+    lm = MoELM(TINY_MODEL, seed=0)
+    recorder = Recorder(lm, tmp_path / "run")
+    take_steps(recorder, lm, [1])
+    with recorder.step(2, tokens=TOKENS):
+        lm(batches(1)[0][:, :-1])
+        getattr(recorder, what)()
+    recorder.close()
+    assert wb.open_run(tmp_path / "run").router.step.values.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"domains": torch.zeros(ROWS * 2, LENGTH, dtype=torch.int64)},
+        {"domains": torch.zeros(3, dtype=torch.int64)},
+        {"domains": torch.zeros(TOKENS * 2, dtype=torch.int64)},
+        {"keep": torch.ones(ROWS, LENGTH - 1, dtype=torch.bool)},
+        {"keep": torch.ones(ROWS * LENGTH + 1, dtype=torch.bool)},
+    ],
+    ids=["rows", "not a divisor", "twice as many", "short rows", "one more"],
+)
+def test_labels_that_do_not_fit_never_stop_a_training_nor_enter_the_record(tmp_path, labels):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    recorder = Recorder(lm, tmp_path / "run", domains=("a", "b"))
+    with pytest.raises(CaptureError, match=r"step 1: .* for a forward of 64 tokens"):
+        run_labelled(recorder, lm, 1, tokens, labels)
+    take_steps(recorder, lm, [1])
+    run_labelled(recorder, lm, 2, tokens, labels)
+    with pytest.warns(RuntimeWarning, match=r"step 2 was not recorded: .* of shape"):
+        take_steps(recorder, lm, [3])
+    recorder.close()
+    run = wb.open_run(tmp_path / "run")
+    assert run.router.step.values.tolist() == [1, 3]
+    assert run.train.step.values.tolist() == [1, 2, 3]
+
+
+def run_labelled(recorder, lm, step, tokens, labels):
+    with recorder.step(step):
+        recorder.labels(**labels)
+        lm(tokens[:, :-1])
+
+
+def test_a_mask_longer_than_the_tokens_is_cut_and_one_that_cannot_fit_is_told(tmp_path):
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lm = MoELM(TINY_MODEL, seed=0)
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.lm(input_ids)
+
+    model, (tokens,) = Masked(), batches(1)
+    mask = torch.ones(ROWS, LENGTH + 6, dtype=torch.int64)
+    mask[:, -2:] = 0
+    recorder = Recorder(model, tmp_path / "run")
+    with recorder.step(1):
+        model(tokens[:, :-1], attention_mask=mask)
+    with recorder.step(2):
+        model(tokens[:, :-1], attention_mask=mask[:, :5])
+    with pytest.warns(RuntimeWarning, match=r"step 2: attention_mask of shape .4, 5. for a"):
+        recorder.begin(3)
+    model(tokens[:, :-1], attention_mask=torch.full((ROWS, LENGTH), -1e9))
+    recorder.end()
+    recorder.close()
+    router = wb.open_run(tmp_path / "run").router
+    assert router.tokens.values.tolist() == [TOKENS - 2 * ROWS, TOKENS, TOKENS]
+
+
+def test_the_mask_is_seen_inside_a_module_that_calls_the_model_by_another_way(tmp_path):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lm = MoELM(TINY_MODEL, seed=0)
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.lm(input_ids)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, **batch):
+            return self.model(**batch)
+
+    wrapper, (tokens,) = Wrapper(), batches(1)
+    mask = torch.ones(ROWS, LENGTH, dtype=torch.int64)
+    mask[:, 9:] = 0
+    with Recorder(wrapper, tmp_path / "run") as recorder, recorder.step(1, tokens=9 * ROWS):
+        wrapper.training_step(input_ids=tokens[:, :-1], attention_mask=mask)
+    assert wb.open_run(tmp_path / "run").router.tokens.values.tolist() == [9 * ROWS]
+
+
+def test_a_model_that_was_moved_or_is_not_there_yet_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="meta device: make the recorder after"):
+        Recorder(MoELM(TINY_MODEL).to("meta"), tmp_path / "a")
+    lm = MoELM(TINY_MODEL)
+    with Recorder(lm, tmp_path / "b") as recorder:
+        lm.to("meta")
+        with pytest.raises(UsageError, match="on meta and was on cpu"):
+            recorder.begin(1)
+
+
+def test_numbers_between_steps_are_refused_and_not_lost(tmp_path):
+    with (
+        Recorder(MoELM(TINY_MODEL), tmp_path / "run") as recorder,
+        pytest.raises(UsageError, match="log is called between steps"),
+    ):
+        recorder.log(loss=1.0)
+
+
+def test_the_record_names_its_routers(tmp_path):
+    Recorder(MoELM(TINY_MODEL), tmp_path / "run").close()
+    names = wb.open_run(tmp_path / "run").store.read("main").attrs["routers"]
+    assert list(names) == ["blocks.0.mlp.router", "blocks.1.mlp.router"]
 
 
 END = """

@@ -311,6 +311,15 @@ def test_a_dropped_assignment_counts_nowhere():
     assert variables(into)["tokens"] == 9
 
 
+@pytest.mark.parametrize("by", ["op", "reference"])
+def test_an_id_beyond_the_last_expert_counts_nowhere_and_breaks_nothing(by):
+    logits, ids, gates = routed(9, 4, 2, seed=0)
+    ids[2, 1] = 4
+    domains = torch.tensor([0, 1, 0]).repeat_interleave(3)
+    into = accumulate((logits, ids, gates), domains, num_domains=2, by=by)
+    assert into.layout.parts(into.table).counts_LDE[0].sum(1).tolist() == [11, 6]
+
+
 def test_clearing_empties_the_accumulators():
     into = accumulate(routed(9, 4, 2, seed=0))
     into.clear()

@@ -82,8 +82,10 @@ def on_output(
     """The `attach` of a router whose output alone makes a Reading."""
 
     def attach(show: Show) -> Sequence[RemovableHandle]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            show(read(output))
+        def hook(called: nn.Module, inputs: Any, output: Any) -> None:
+            # A deep copy of the model (a moving average, a reference) has taken the hook along.
+            if called is module:
+                show(read(output))
 
         return [module.register_forward_hook(hook)]
 
