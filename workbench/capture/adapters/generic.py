@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -73,7 +74,11 @@ class Generic:
         Raises:
             CaptureError: no module fits.
         """
-        found = {name: m for name, m in modules_by_name(model) if self._is_router(name, m)}
+        found: dict[str, nn.Module] = {}
+        for name, module in modules_by_name(model):
+            # A wrapper around a router comes first: what it returns is what the experts get.
+            if name not in found and self._is_router(name, module):
+                found[name] = module
         if not found:
             names = [name for name, _ in modules_by_name(model) if name]
             raise CaptureError(
@@ -103,27 +108,54 @@ class Generic:
         whole = _arguments(self.read) == 3
 
         def attach(show: Show) -> Sequence[RemovableHandle]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                parts = self.read(module, args, output) if whole else self.read(output)
-                show(self._reading(name, parts))
+            def hook(called: nn.Module, args: Any, output: Any) -> None:
+                # A deep copy of the model (a moving average, a reference) has taken the hook along.
+                # By id: what is compiled for the one is run for the other where `is` tells them
+                # apart, since that makes no guard (torch 2.13).
+                if id(called) == id(module):
+                    parts = self.read(module, args, output) if whole else self.read(output)
+                    show(self._reading(name, parts))
 
             return [module.register_forward_hook(hook)]
 
         return attach
 
-    def _reading(self, name: str, parts: Sequence[Tensor]) -> Reading:
+    def _reading(self, name: str, parts: Any) -> Reading:
         E, K = self.num_experts, self.experts_per_token
-        if len(parts) != 3:
+        if not isinstance(parts, (tuple, list)) or len(parts) != 3:
+            several = isinstance(parts, (tuple, list))
+            found = f"{len(parts)} things" if several else f"a {type(parts).__name__}"
             raise CaptureError(
-                f"router {name}: read returned {len(parts)} things; expected logits, ids, gates."
+                f"router {name}: read returned {found}; expected logits, ids, gates: correct read=."
+            )
+        if not all(isinstance(part, Tensor) for part in parts):
+            kinds = ", ".join(type(part).__name__ for part in parts)
+            raise CaptureError(
+                f"router {name}: read returned ({kinds}); expected three tensors, logits, ids, "
+                f"gates: correct read=."
             )
         logits, ids, gates = parts
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise CaptureError(
+                f"router {name}: read returned ids of {ids.dtype}; expected integers, the numbers "
+                f"of the experts: correct read=, whose order is logits, ids, gates."
+            )
+        if not (logits.ndim and ids.ndim):
+            raise CaptureError(
+                f"router {name}: read returned a number; expected tensors with a row for each "
+                f"token: correct read=."
+            )
         # Shapes are known without waiting for the device.
         if logits.shape[-1] != E or ids.shape[-1] != K or gates.shape != ids.shape:
             raise CaptureError(
                 f"router {name}: read returned logits {tuple(logits.shape)}, ids "
                 f"{tuple(ids.shape)}, gates {tuple(gates.shape)}; expected (..., {E}), (..., {K}), "
                 f"(..., {K}): correct read=, num_experts= or experts_per_token=."
+            )
+        if logits.numel() // E != ids.numel() // K:
+            raise CaptureError(
+                f"router {name}: read returned logits of {logits.numel() // E} tokens and ids of "
+                f"{ids.numel() // K}; expected the same tokens, row by row: correct read=."
             )
         # Detached: the record must not keep the graph, nor send a gradient back.
         return Reading(
@@ -133,4 +165,13 @@ class Generic:
 
 
 def _arguments(function: Callable[..., Any]) -> int:
-    return len(inspect.signature(function).parameters)
+    """Arguments that it must be given by position; 1 where it does not say, as itemgetter."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in by_place)
+    # What has a default for everything, or takes any number, is given the output alone.
+    takes_one = by_place or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return required or (1 if takes_one else 0)

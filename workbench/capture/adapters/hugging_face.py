@@ -43,6 +43,7 @@ def routers_of_hugging_face(model: nn.Module) -> list[RouterSite]:
     specs = _recorders(modules, library.PreTrainedModel)
     places = {name: _router_at(name, module, specs[name]) for name, module in modules.items()}
     routers = {place.router: place.logits_at for place in places.values() if place is not None}
+    _check_no_copies(list(routers))
     _check_complete(modules, specs, {n for n, place in places.items() if place}, set(routers))
     tried_before: dict[Any, Meaning] = {}
     sites = []
@@ -125,6 +126,19 @@ def _router_at(name: str, module: nn.Module, specs: Sequence[Any]) -> _Place | N
     return None
 
 
+def _check_no_copies(routers: Sequence[str]) -> None:
+    """An adapter that trains a copy of a router keeps the router itself, which then never runs."""
+    for name in routers:
+        place, kept, _ = name.partition(".modules_to_save.")
+        if kept:
+            raise CaptureError(
+                f"router {place} is kept twice, as original_module and in modules_to_save, and "
+                f"either may run; expected one router a layer. Leave it out of modules_to_save, or "
+                f"say which one to read: Recorder(..., routers=workbench.Generic(modules="
+                f"lambda path, module: path.endswith('.{place.rpartition('.')[2]}'), read=...))."
+            )
+
+
 def _check_complete(
     modules: dict[str, nn.Module],
     specs: dict[str, list[Any]],
@@ -133,8 +147,13 @@ def _check_complete(
 ) -> None:
     """Experts beside which no router was found would be missing from the record, silently."""
     covered = named_by_model | {parent(router) for router in routers}
-    for name, module in modules.items():
-        if not type(module).__name__.endswith("Experts") or not specs[name]:
+    experts = [n for n, m in modules.items() if type(m).__name__.endswith("Experts") and specs[n]]
+    own = {place for place in covered if any(e.startswith(f"{place}.") for e in experts)}
+    # One level deeper: the router in a module of its own, without experts, beside the experts.
+    holders = {parent(p) for p in {parent(r) for r in routers if "." in r} - own if "." in p}
+    for name in experts:
+        module = modules[name]
+        if parent(name) in holders:
             continue
         if not any(name == place or name.startswith(f"{place}.") for place in covered):
             raise CaptureError(

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from torch import nn
 
 WRAPS = {
-    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_original_component"
+    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_original_component",
+    "base_layer",
 }  # fmt: skip
 """Children that exist only because something was wrapped; no model calls its own part so."""
 WRAPPERS = {"DistributedDataParallel", "DataParallel", "DeepSpeedEngine"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +199,79 @@ def test_finding_routers_loads_no_library_that_the_model_does_not_need():
     assert done.stdout.strip() == "[]"
 
 
+class Adapted(nn.Module):
+    """A low-rank adapter's wrapper."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+@pytest.mark.parametrize("part", ["gate", "experts"])
+def test_an_adapter_around_a_router_or_experts_changes_no_name(part):
+    model, plain = olmoe(), olmoe()
+    for layer in model.model.layers:
+        if part == "gate":
+            layer.mlp.gate = Adapted(layer.mlp.gate)
+        else:
+            inner = layer.mlp.experts
+            layer.mlp.experts = Adapted(inner)
+            layer.mlp.experts.forward = inner.forward
+    sites = find_routers(model)
+    assert [s.name for s in sites] == [s.name for s in find_routers(plain)]
+    shown, expected = readings(model, sites), readings(plain, find_routers(plain))
+    for name, (reading,) in expected.items():
+        assert torch.equal(shown[name][0].ids_TK, reading.ids_TK)
+
+
+def test_a_router_that_an_adapter_keeps_twice_is_refused_with_a_remedy_that_works():
+    class Kept(nn.Module):
+        def __init__(self, router):
+            super().__init__()
+            self.original_module = router
+            self.modules_to_save = nn.ModuleDict({"default": copy.deepcopy(router)})
+
+        def forward(self, x):
+            return self.modules_to_save["default"](x)
+
+    model = olmoe()
+    for layer in model.model.layers:
+        layer.mlp.gate = Kept(layer.mlp.gate)
+    with pytest.raises(CaptureError, match=r"layers\.0\.mlp\.gate is kept twice.*'\.gate'"):
+        find_routers(model)
+    how = {"read": lambda output: (output[0], output[2], output[1]), "experts_per_token": 2}
+    routers = Generic(modules=lambda path, m: path.endswith(".gate"), num_experts=8, **how)
+    assert [s.name for s in find_routers(model, routers)] == [
+        f"model.layers.{i}.mlp.gate" for i in range(2)
+    ]
+
+
+def test_a_router_in_a_module_of_its_own_beside_the_experts_covers_these_alone():
+    class Held(nn.Module):
+        def __init__(self, gate):
+            super().__init__()
+            self.inner = gate
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model = olmoe()
+    for layer in model.model.layers:
+        layer.mlp.gate = Held(layer.mlp.gate)
+    assert [s.name for s in find_routers(model)] == [
+        f"model.layers.{i}.mlp.gate.inner" for i in range(2)
+    ]
+    model = olmoe()
+    first, second = model.model.layers
+    first.experts = second.mlp.experts
+    del second.mlp
+    with pytest.raises(CaptureError, match=r"experts model\.layers\.0\.experts .* no router"):
+        find_routers(model)
+
+
 # Generic
 
 
@@ -264,6 +339,70 @@ def test_generic_says_which_shape_it_found_where():
     sites = find_routers(model, Generic(modules=Gate, **HOW | {"read": lambda output: output[:2]}))
     with pytest.raises(CaptureError, match="returned 2 things"):
         readings(model, sites)
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda o: None, "returned a NoneType; expected logits, ids, gates"),
+        (lambda o: o[0], "returned a Tensor; expected logits"),
+        (lambda o: (o[0], None, o[2]), r"returned \(Tensor, NoneType, Tensor\); expected three"),
+        (lambda o: (o[0], o[2], o[1]), "returned ids of torch.float32; expected integers"),
+        (lambda o: (o[0], o[1] > 1, o[2]), "returned ids of torch.bool; expected integers"),
+        (lambda o: (o[0][:1], o[1], o[2]), "logits of 12 tokens and ids of 24; expected the same"),
+        (lambda o: (o[0], o[1][:1], o[2][:1]), "logits of 24 tokens and ids of 12"),
+        (lambda o: (o[0].sum(), o[1], o[2]), "returned a number"),
+    ],
+)
+def test_generic_says_what_read_returned_and_in_which_router(read, said):
+    model = Plain()
+    sites = find_routers(model, Generic(modules=Gate, **HOW | {"read": read}))
+    with pytest.raises(CaptureError, match=rf"blocks\.0\.gate: read .*{said}.*correct read="):
+        readings(model, sites)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        operator.itemgetter(0, 1, 2),
+        tuple,
+        lambda output, experts=8: output,
+        lambda *output: output[0],
+        lambda output, *, experts=8: output,
+        functools.partial(lambda experts, output: output, 8),
+    ],
+)
+def test_generic_gives_read_what_it_cannot_do_without(read):
+    model = Plain()
+    (reading,) = readings(
+        model, find_routers(model, Generic(modules=Gate, **HOW | {"read": read}))
+    )["blocks.2.gate"]
+    assert reading.ids_TK.shape == (24, 2)
+
+
+def test_generic_shows_nothing_of_a_deep_copy_and_breaks_no_graph():
+    model = Plain()
+    (site, *_) = find_routers(model, Generic(modules=Gate, **HOW))
+    shown = []
+    site.attach(lambda reading: shown.append(reading.logits_TE.shape[0]))
+    copied = copy.deepcopy(model)
+    copied(TOKENS)
+    assert shown == []
+    torch.compiler.reset()
+    other, one = (torch.compile(m, fullgraph=True, backend="aot_eager") for m in (copied, model))
+    for turn in range(2):
+        other(TOKENS)
+        assert len(shown) == turn
+        one(TOKENS)
+        assert len(shown) == turn + 1
+
+
+def test_generic_reads_the_wrapper_around_a_router_that_a_path_names():
+    model = Plain()
+    for block in model.blocks:
+        block["gate"] = Adapted(block["gate"])
+    sites = find_routers(model, Generic(modules=r"blocks\.\d+\.gate", **HOW))
+    assert [site.module for site in sites] == [block["gate"] for block in model.blocks]
 
 
 def test_generic_refuses_what_fits_nothing():
