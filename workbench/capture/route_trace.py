@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +34,11 @@ from workbench.capture.accumulators import ACTIVE
 # experts chosen a token. An array is numpy's on a CPU and torch's elsewhere.
 
 USED, CHOSEN, MISMATCHED, FIRST, TOKENS, SERIAL = range(6)
-"""Head of the table: slots filled; tokens chosen, slots or not; readings that fitted no forward;
-first slot, token count and number of the forward under way."""
+"""Head of the table: slots filled; tokens chosen, slots or not; readings that fitted no forward and
+forwards whose labels did not fit; first slot, token count and number of the forward under way."""
 HEAD = 6
+UNREAD = -(2**15)
+"""Id of a token that has not passed the router."""
 
 
 class TraceParts(NamedTuple):
@@ -49,7 +52,7 @@ class TraceParts(NamedTuple):
     columns_4C: Any
     """int64: token id, document, position, domain; -1: not known."""
     ids_LCK: Any
-    """int16; -1: dropped, or the token did not pass this router."""
+    """int16; -1: dropped; UNREAD: the token did not pass this router."""
     gates_LCK: Any
     """float32; NaN where the token did not pass this router."""
 
@@ -105,7 +108,7 @@ def limit_of(share: float) -> int:
         >>> limit_of(1.0) == 2**63 - 1, limit_of(0.5) == 2**62 - 1
         (True, True)
     """
-    return int(share * 2**63) - 1
+    return max(int(share * 2**63) - 1, 0)
 
 
 # The hash
@@ -179,6 +182,26 @@ def _from_run_starts(documents_RP: Any, column_P: Any) -> Any:
     if isinstance(starts, Tensor):
         return column_P - starts.cummax(1).values
     return column_P - np.maximum.accumulate(starts, axis=1)
+
+
+def fit(tokens_RP: Any, *labels: Any) -> bool:
+    """Whether each of some labels says something of every token: (R, P), all tokens in one row,
+    (R,), (R, 1), or empty.
+
+    Example:
+        >>> tokens = np.zeros((2, 5))
+        >>> fit(tokens, np.zeros(2), np.zeros(0)), fit(tokens, np.zeros((5, 2)))
+        (True, False)
+    """
+    R, P = tokens_RP.shape
+    fitting = {(R, P), (R * P,), (1, R * P), (R,), (R, 1)}
+    for each in labels:
+        shape = tuple(each.shape)
+        # Tokens that the model was given flat are one row here, and their labels have rows.
+        flat = R == 1 and prod(shape) == P
+        if prod(shape) and shape not in fitting and not flat:
+            return False
+    return True
 
 
 class Chosen(NamedTuple):
@@ -270,7 +293,9 @@ def _begin_on_cpu(
     parts = _parts_on_cpu(table, layers, k, capacity)
     first, already, wrong, _, _, serial = parts.head.tolist()
     tokens, found, used = tokens_RP.numpy(), 0, first
-    if flags.numpy()[ACTIVE]:
+    if flags.numpy()[ACTIVE] and not fit(tokens_RP, documents, positions, domains, keep):
+        wrong += 1
+    elif flags.numpy()[ACTIVE]:
         chosen = choose(
             tokens, documents.numpy(), positions.numpy(), domains.numpy(), keep.numpy(), limit
         )
@@ -287,7 +312,7 @@ def _begin_on_cpu(
     labels = (tokens, chosen.document_RP, chosen.position_RP, chosen.domain_RP)
     for column, values in enumerate(labels):
         parts.columns_4C[column, slots] = -1 if values is None else _at(values, at)
-    parts.ids_LCK[:, slots] = -1
+    parts.ids_LCK[:, slots] = UNREAD
     parts.gates_LCK[:, slots] = np.nan
 
 
@@ -333,8 +358,14 @@ def _begin_on_device(
         return
     parts = TraceTable(layers, k, capacity).parts(table)
     head = parts.head
+    active = flags[ACTIVE] != 0
+    if not fit(tokens_RP, documents, positions, domains, keep):
+        head[MISMATCHED] += active
+        # None is chosen: without labels all are, and then no longer.
+        documents = positions = domains = keep = documents.new_empty(0)
+        active = torch.zeros_like(active)
     chosen = choose(tokens_RP, documents, positions, domains, keep, limit)
-    chosen_T = (chosen.chosen_RP & (flags[ACTIVE] != 0)).flatten()
+    chosen_T = (chosen.chosen_RP & active).flatten()
     count_T = chosen_T.long().cumsum(0)
     first = head[USED].clone()
     slot_T = (first + count_T - 1).clamp(max=capacity)
@@ -356,7 +387,7 @@ def _begin_on_device(
         else:
             known_C = values.expand(tokens_RP.shape).flatten()[rows_C]
             column.copy_(torch.where(new_C, known_C, column))
-    parts.ids_LCK.masked_fill_(new_C[:, None], -1)
+    parts.ids_LCK.masked_fill_(new_C[:, None], UNREAD)
     parts.gates_LCK.masked_fill_(new_C[:, None], float("nan"))
     head[CHOSEN] += found
     head[FIRST] = first

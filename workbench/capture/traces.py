@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,11 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from workbench.capture.adapters.module_names import outer_and_inner
 from workbench.capture.adapters.router_site import Reading
 from workbench.capture.route_trace import (
     CHOSEN,
     FIRST,
     MISMATCHED,
+    SERIAL,
+    UNREAD,
     USED,
     TraceTable,
     forget_views,
@@ -65,6 +69,21 @@ class Traces:
     embedding: str | None = None
     """Dotted path of the module that is given the token ids (row, position); None: what
     `get_input_embeddings` returns, or the model's only `nn.Embedding`."""
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+        tokens = self.tokens_per_step
+        if isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < 1:
+            raise UsageError(f"tokens_per_step={tokens!r}: expected an integer, 1 or more.")
+
+
+def check_share(share: Any) -> None:
+    """UsageError where `share` is no share of the tokens."""
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
+        raise UsageError(
+            f"share={share!r}: expected a number above 0 and up to 1, the share of the tokens that "
+            f"is traced, such as 1e-3."
+        )
 
 
 class Labels(Protocol):
@@ -112,8 +131,7 @@ class RouteTraces:
         share: float = SHARE,
         capacity: int | None = None,
     ) -> None:
-        if not 0 < share <= 1:
-            raise UsageError(f"share={share}: a share of the tokens lies above 0 and up to 1.")
+        check_share(share)
         capacity = capacity_for(TOKENS_OF_A_STEP, share) if capacity is None else capacity
         if capacity < 1:
             raise UsageError(f"capacity={capacity}: there must be room for 1 token or more.")
@@ -127,7 +145,11 @@ class RouteTraces:
         self.overflowed = 0
         """Tokens that should have been traced and found no slot, over all steps taken."""
         self.mismatched = 0
-        """Router readings whose tokens were not those that the embedding saw: not traced."""
+        """Router readings whose tokens were not those that the embedding saw, and forwards whose
+        labels did not fit their tokens: neither is traced."""
+        self.seen = False
+        """Whether token ids have passed the embedding in any step taken. Where they never do,
+        nothing can be traced."""
 
     def watch(
         self, model: nn.Module, labels: Labels, embedding: str | None = None
@@ -144,24 +166,31 @@ class RouteTraces:
 
         Raises:
             CaptureError: which embedding it is cannot be told.
+            UsageError: the model has no module of that path.
         """
-        module = model.get_submodule(embedding) if embedding else embedding_of(model)
+        module = _named(model, embedding) if embedding else embedding_of(model)
         layout, flags, table, limit = self.layout, self.flags, self.table, limit_of(self.share)
 
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def hook(called: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            # A deep copy of the model (a moving average, a reference) has taken the hook along.
+            # By id: a comparison by `is` makes no guard when compiled (torch 2.13), so that what is
+            # compiled for the one would be run for the other.
             # A module in evaluation mode is never counted; its routers are not read either.
-            if not module.training or not inputs or inputs[0].is_floating_point():
+            if id(called) != id(module) or not module.training:
                 return
-            tokens = inputs[0]
+            tokens = inputs[0] if inputs else next(iter(named.values()), None)
+            if not isinstance(tokens, Tensor) or tokens.is_floating_point() or not tokens.dim():
+                return
             if tokens.dtype != torch.int64 or tokens.dim() != 2:
-                tokens = tokens.long().reshape(-1, tokens.shape[-1])
+                tokens = tokens.long()
+                tokens = tokens.flatten(0, -2) if tokens.dim() > 1 else tokens.unsqueeze(0)
             torch.ops.workbench.trace_tokens.default(
                 tokens,
                 labels.documents, labels.positions, labels.domains, labels.keep,
                 limit, layout.layers, layout.k, layout.capacity, flags, table,
             )  # fmt: skip
 
-        return [module.register_forward_pre_hook(hook)]
+        return [module.register_forward_pre_hook(hook, with_kwargs=True)]
 
     def read(self, place: int, reading: Reading) -> None:
         """Notes what router `place` did with the tokens that are traced."""
@@ -194,18 +223,35 @@ class RouteTraces:
         used, chosen = int(parts.head[USED]), int(parts.head[CHOSEN])
         self.overflowed += chosen - used
         self.mismatched += int(parts.head[MISMATCHED])
-        if not used:
+        self.seen = self.seen or bool(parts.head[SERIAL])
+        # Left out: tokens that passed the embedding and no router, such as those of a forward whose
+        # routers saw pictures between them.
+        routed = np.flatnonzero((parts.ids_LCK[:, :used] != UNREAD).any((0, 2)))
+        if not len(routed):
             return None
-        token, document, position, domain = parts.columns_4C[:, :used]
+        token, document, position, domain = parts.columns_4C[:, routed]
+        ids_LNK, gates_LNK = parts.ids_LCK[:, routed], parts.gates_LCK[:, routed]
+        ids_LNK[ids_LNK == UNREAD] = -1
         return {
-            "step": np.full(used, step, np.int64),
+            "step": np.full(len(routed), step, np.int64),
             "token": token.astype(np.int32),
-            "document": document.copy(),
+            "document": document,
             "position": position.astype(np.int32),
             "domain": domain.astype(np.int16),
-            "expert_ids": np.ascontiguousarray(parts.ids_LCK[:, :used].transpose(1, 0, 2)),
-            "gates": np.ascontiguousarray(parts.gates_LCK[:, :used].transpose(1, 0, 2)),
+            "expert_ids": np.ascontiguousarray(ids_LNK.transpose(1, 0, 2)),
+            "gates": np.ascontiguousarray(gates_LNK.transpose(1, 0, 2)),
         }
+
+
+def _named(model: nn.Module, path: str) -> nn.Module:
+    _, modules = outer_and_inner(model)
+    if path not in modules:
+        alike = [name for name, module in modules.items() if isinstance(module, nn.Embedding)]
+        raise UsageError(
+            f"embedding={path!r}: {type(model).__name__} has no such module; its modules of type "
+            f"nn.Embedding: {', '.join(alike) or 'none'}."
+        )
+    return modules[path]
 
 
 def embedding_of(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +18,8 @@ from model.lm import MoELM
 from workbench.capture import route_trace
 from workbench.capture.adapters.ours import routers_of_ours
 from workbench.capture.adapters.router_site import Reading
-from workbench.capture.route_trace import choose, limit_of, mixed
-from workbench.capture.traces import RouteTraces, capacity_for
+from workbench.capture.route_trace import choose, fit, limit_of, mixed
+from workbench.capture.traces import RouteTraces, Traces, capacity_for
 from workbench.errors import CaptureError, UsageError
 
 NONE = torch.empty(0, dtype=torch.int64)
@@ -386,3 +387,138 @@ def test_the_model_is_asked_for_its_input_embedding_where_it_can_answer():
 def test_a_share_or_room_that_cannot_be_is_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         RouteTraces(1, 1, torch.ones(2, dtype=torch.int64), **wrong)
+
+
+# A deep copy, labels that do not fit, embeddings that are not passed
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_deep_copy_of_the_model_is_not_traced_and_hides_nothing_of_the_model(compiled):
+    torch.compiler.reset()
+    traced = Traced(share=1.0)
+    embed, other = traced.model.embed, copy.deepcopy(traced.model.embed)
+    if compiled:
+        embed, other = (
+            torch.compile(m, fullgraph=True, backend="aot_eager") for m in (embed, other)
+        )
+    traced.traces.begin()
+    for turn in range(2):
+        other(rows_of_tokens(1, seed=5))
+        assert traced.traces.table[5] == turn
+        embed(rows_of_tokens(1))
+        assert traced.traces.table[5] == turn + 1
+
+
+@pytest.mark.parametrize("name", ["documents", "positions", "domains", "keep"])
+@pytest.mark.parametrize("shape", [(3,), (32, 2), (2, 31), (2, 32, 2)])
+@pytest.mark.parametrize("form", ["cpu", "device"])
+def test_a_forward_whose_labels_do_not_fit_is_counted_and_not_traced(
+    name, shape, form, monkeypatch
+):
+    traces = RouteTraces(1, 2, torch.tensor([1, 0]), share=1.0, capacity=200)
+    begin = getattr(route_trace, f"_begin_on_{form}")
+    read = getattr(route_trace, f"_read_on_{form}")
+    tail = (1, 2, traces.layout.capacity)
+
+    def forward(**labels):
+        known = vars(unlabelled(**labels))
+        order = [known[n] for n in ("documents", "positions", "domains", "keep")]
+        begin(rows_of_tokens(2), *order, limit_of(1.0), *tail, traces.flags, traces.table)
+        ids = torch.ones(64, 2, dtype=torch.int64)
+        read(ids, ids.float(), *tail, 0, traces.flags, traces.table)
+
+    forward(**{name: torch.ones(shape, dtype=torch.bool if name == "keep" else torch.int64)})
+    forward(domains=torch.tensor([4, 5]))
+    rows = traces.take(1)
+    assert rows["domain"].tolist() == [4] * 32 + [5] * 32
+    assert traces.mismatched == 1
+
+
+def test_labels_fit_by_row_by_token_and_flat():
+    tokens = np.zeros((2, 5))
+    for shape in ((2,), (2, 1), (10,), (2, 5), (1, 10), (0,)):
+        assert fit(tokens, np.zeros(shape)), shape
+        assert shape == (0,) or not fit(tokens, np.zeros(shape), np.zeros(3))
+    assert fit(np.zeros((1, 10)), np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("form", ["cpu", "device"])
+def test_tokens_that_pass_no_router_have_no_row(form):
+    traces = RouteTraces(2, 1, torch.tensor([1, 0]), share=1.0, capacity=200)
+    begin = getattr(route_trace, f"_begin_on_{form}")
+    read = getattr(route_trace, f"_read_on_{form}")
+    tail = (2, 1, traces.layout.capacity)
+
+    def forward(seen_by_routers, places=(0, 1)):
+        none = vars(unlabelled()).values()
+        begin(rows_of_tokens(1), *none, limit_of(1.0), *tail, traces.flags, traces.table)
+        ids = torch.full((seen_by_routers, 1), -1)
+        for place in places:
+            read(ids, ids.float(), *tail, place, traces.flags, traces.table)
+
+    forward(40)  # pictures between the tokens
+    assert traces.take(1) is None
+    assert traces.mismatched == 2
+    traces.begin()
+    forward(40)
+    forward(32, places=(1,))  # all dropped by one router, and the other was skipped
+    rows = traces.take(2)
+    assert rows["expert_ids"].tolist() == [[[-1], [-1]]] * 32
+    assert np.isnan(rows["gates"][:, 0]).all()
+    assert (rows["gates"][:, 1] == -1).all()
+
+
+def test_whether_token_ids_passed_the_embedding_is_told():
+    traced = Traced(share=1.0)
+    traced.model.embed.eval()
+    traced.traces.begin()
+    traced.model(rows_of_tokens(1))
+    assert traced.traces.take(1) is None
+    assert not traced.traces.seen
+    assert traced.traces.mismatched == len(traced.seen)
+    traced.model.embed.train()
+    traced.traces.begin()
+    traced.model(rows_of_tokens(1))
+    assert traced.traces.take(2) is not None
+    assert traced.traces.seen
+
+
+def test_token_ids_by_keyword_flat_or_empty_are_taken_as_they_are():
+    model = Named(nn.Embedding(9, 2))
+    traces = RouteTraces(1, 1, torch.tensor([1, 0]), share=1.0, capacity=50)
+    traces.watch(model, unlabelled())
+    for call in (
+        lambda: model.table0(input=torch.tensor([[1, 2]])),
+        lambda: model.table0(torch.tensor([3, 4, 5])),
+        lambda: model.table0(torch.zeros(2, 0, dtype=torch.int64)),
+        lambda: model.table0(torch.tensor(6)),
+    ):
+        call()
+        tokens = int(traces.table[4])
+        ids = torch.zeros(tokens, 1, dtype=torch.int64)
+        traces.read(0, Reading(torch.zeros(tokens, 2), ids, ids.float()))
+    assert traces.take(1)["token"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_an_embedding_of_a_wrong_path_is_refused_with_those_there_are():
+    traces = RouteTraces(1, 1, torch.ones(2, dtype=torch.int64))
+    with pytest.raises(UsageError, match=r"embedding='nope'.*table0"):
+        traces.watch(Named(nn.Embedding(9, 2)), unlabelled(), embedding="nope")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"share": s} for s in (0, -1, 2, float("nan"), float("inf"), True, "1e-3", None)),
+        *({"tokens_per_step": n} for n in (0, -5, 1.5, True, "9")),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_when_asked(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Traces(**wrong)
+
+
+def test_the_smallest_share_traces_all_but_nothing():
+    assert limit_of(1e-30) == 0
+    assert Traces(share=np.float32(0.5), tokens_per_step=np.int64(7)).share == 0.5
