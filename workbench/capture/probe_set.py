@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,8 +33,13 @@ from torch.utils.hooks import RemovableHandle
 from workbench.capture.activations import Activations
 from workbench.capture.adapters.router_site import Reading, RouterSite, probabilities
 from workbench.capture.interiors import Interiors
-from workbench.store.schema import Variable
+from workbench.errors import UsageError
+from workbench.store.schema import ACTIVATIONS, COORDINATES, SITES, Variable
 
+TAKEN = {*ACTIVATIONS, *COORDINATES[SITES]} | {
+    dim for variable in ACTIVATIONS.values() for dim in variable.dims
+}
+"""Names in the group of the sites that mean something else."""
 TOKENS_AT_ONCE = 2048
 """Tokens of one forward: its logits over 100,000 words take 0.8 GiB in float32."""
 
@@ -46,6 +52,42 @@ class ProbeSet:
     """(row, pos), int64."""
     domains: tuple[str, ...]
     """One name a row."""
+
+    def __post_init__(self) -> None:
+        tokens: Any = self.tokens
+        if isinstance(tokens, Tensor):
+            tokens = tokens.detach().cpu().numpy()
+        if not isinstance(tokens, np.ndarray) or tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            found = (
+                f"{tokens.dtype} of shape {tokens.shape}"
+                if isinstance(tokens, np.ndarray)
+                else f"a {type(tokens).__name__}"
+            )
+            raise UsageError(
+                f"probe tokens: found {found}, expected an array of integers (row, pos): "
+                f"np.asarray(rows, dtype=np.int64)."
+            )
+        if not tokens.size:
+            raise UsageError(
+                f"probe tokens of shape {tokens.shape}: expected 1 row or more of 1 token or more."
+            )
+        if tokens.min() < 0:
+            raise UsageError(
+                f"probe tokens: found {tokens.min()}, expected ids of the vocabulary, from 0."
+            )
+        names: Any = self.domains
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise UsageError(
+                f"probe domains: found {names!r}, expected a name for each row: "
+                f'("web",) * {len(tokens)}.'
+            )
+        if len(names) != len(tokens):
+            raise UsageError(
+                f"probe domains: found {len(names)} names for {len(tokens)} rows, expected one a "
+                f"row."
+            )
+        object.__setattr__(self, "tokens", tokens.astype(np.int64, copy=False))
+        object.__setattr__(self, "domains", tuple(names))
 
 
 class Watch(Protocol):
@@ -136,6 +178,26 @@ def route(
     return routes.take()
 
 
+def _check_asked(sites: Any, interiors: Any) -> None:
+    """UsageError where what is asked for is no list, or cannot stand in the record."""
+    if isinstance(sites, str):
+        raise UsageError(f"sites is one string; expected a list of names: sites=[{sites!r}].")
+    layers = list(interiors) if isinstance(interiors, Iterable) else []
+    numbers = all(isinstance(one, Integral) and not isinstance(one, bool) for one in layers)
+    if not isinstance(interiors, Iterable) or not numbers:
+        raise UsageError(
+            f"interiors={interiors!r}: expected a list of layers, by number, such as interiors=[0]."
+        )
+    for name in sites:
+        if not isinstance(name, str):
+            raise UsageError(f"site {name!r}: expected a name, as dict(model.named_modules()) has.")
+        if name in TAKEN or "/" in name:
+            raise UsageError(
+                f"site {name!r} cannot be recorded under its name: a name in the record holds no "
+                f"'/' and is none of {', '.join(sorted(TAKEN))}. Give the module another name."
+            )
+
+
 @dataclass
 class ProbeReader:
     """Everything that is recorded of the probe set at a checkpoint, in one pass.
@@ -159,6 +221,7 @@ class ProbeReader:
     _interiors: Interiors | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check_asked(self.sites, self.interiors)
         if self.sites:
             self._activations = Activations(self.model, self.sites)
         if self.interiors:

@@ -408,3 +408,61 @@ def test_a_site_of_another_width_later_is_refused_by_the_store(model, tmp_path):
         portion.rows["checkpoint"] = np.array([2])
         with pytest.raises(SchemaError, match="hook_embed"):
             w.append(*portion)
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.int64])
+def test_a_probe_set_takes_integers_of_any_kind_and_tensors(dtype):
+    rows = TOKENS.astype(dtype)
+    for tokens in (rows, torch.from_numpy(rows.astype(np.int64))):
+        probe = ProbeSet(tokens, ["a"] * ROWS)
+        assert probe.tokens.dtype == np.int64
+        assert np.array_equal(probe.tokens, TOKENS)
+        assert probe.domains == ("a",) * ROWS
+
+
+@pytest.mark.parametrize(
+    ("tokens", "domains", "said"),
+    [
+        (TOKENS.ravel(), ("a",) * TOKENS.size, r"shape \(72,\), expected an array of integers"),
+        (TOKENS.astype(float), ("a",) * ROWS, "float64 of shape"),
+        (torch.zeros(2, 3), ("a", "b"), "float32 of shape"),
+        (TOKENS.tolist(), ("a",) * ROWS, "found a list, expected an array"),
+        (TOKENS[:0], (), r"shape \(0, 12\): expected 1 row"),
+        (TOKENS[:, :0], ("a",) * ROWS, "1 token or more"),
+        (TOKENS - 800, ("a",) * ROWS, "found -[0-9]+, expected ids of the vocabulary"),
+        (TOKENS, ("a",), "found 1 names for 6 rows"),
+        (TOKENS, "abcdef", "found 'abcdef', expected a name for each row"),
+        (TOKENS, range(ROWS), "expected a name for each row"),
+    ],
+)
+def test_a_probe_set_that_cannot_be_is_refused(tokens, domains, said):
+    with pytest.raises(UsageError, match=said):
+        ProbeSet(tokens, domains)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"sites": "blocks.0.mlp"}, r"expected a list of names: sites=\['blocks\.0\.mlp'\]"),
+        ({"sites": [3]}, "site 3: expected a name"),
+        ({"interiors": 1}, r"interiors=1: expected a list of layers"),
+        ({"interiors": [True]}, "expected a list of layers"),
+        ({"interiors": "01"}, "expected a list of layers"),
+        ({"interiors": [0.0]}, "expected a list of layers"),
+    ],
+)
+def test_what_is_no_list_of_sites_or_layers_is_refused(model, asked, said):
+    with pytest.raises(UsageError, match=said):
+        reader(model, **asked)
+
+
+@pytest.mark.parametrize(
+    "name", ["router_probs", "expert_ids", "tokens_seen", "checkpoint", "token", "layer", "a/b"]
+)
+def test_a_site_that_would_stand_for_something_else_in_the_record_is_refused(model, name):
+    model.add_module(name, nn.Identity())
+    with pytest.raises(UsageError, match=f"site '{name}' cannot be recorded under its name"):
+        reader(model, sites=[name])
