@@ -129,6 +129,10 @@ def test_the_trainers_retention_decides_the_exit_code(models, capsys):
         (["nano", "--checkpoints", "0"], 2, "must be 1 or more"),
         (["nano", "--step-seconds", "1", "--steps-per-day", "9"], 2, "say the same"),
         (["nano", "--steps-per-day", "-1"], 2, "must be above 0"),
+        (["nano", "--steps-per-day", "0"], 2, "--steps-per-day 0.0: must be above 0"),
+        (["nano", "--steps-per-day", "inf"], 2, "--steps-per-day inf: must be above 0, and finite"),
+        (["nano", "--steps-per-day", "nan"], 2, "--steps-per-day nan: must be above 0, and finite"),
+        (["nano", "--step-seconds", "inf"], 2, "must be above 0, and finite"),
         (["nano", "--step-seconds", "0"], 2, "must be above 0"),
         (["nano", "--traces", "2"], 2, "from 0 to 1"),
         (["nano", "--device", "gpu"], 2, "expected auto, cpu, cuda"),
@@ -248,9 +252,9 @@ def test_the_json_has_the_shape_that_machines_rely_on(checkup):
             "rows", "step_seconds", "traces",
         ],
         "machine": [
-            "cores", "device", "device_name", "file_system", "folder", "free_bytes", "joined",
-            "load", "locks", "omp_wait_policy", "op", "packages", "python", "sync_seconds",
-            "threads", "triton", "world_size", "writable",
+            "blocked_by", "cores", "device", "device_name", "file_system", "folder", "free_bytes",
+            "joined", "load", "locks", "omp_wait_policy", "op", "packages", "python",
+            "sync_seconds", "threads", "triton", "world_size", "writable",
         ],
         "seen": [
             "compiled", "embedding", "model", "no_embedding", "parameters", "recomputes",

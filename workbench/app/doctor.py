@@ -10,13 +10,15 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from model.config import PRESETS
 from model.training.loop import pick_device
 from workbench.app.named_model import NamedModel, named_model
-from workbench.capture.checkup.checkup import DAY, Checkup, Plan, check_up
+from workbench.capture.checkup.checkup import DAY, SECONDS, Checkup, Plan, check_up
 from workbench.capture.checkup.faults import Fault, Retention
 from workbench.capture.checkup.machine import Machine
 from workbench.capture.checkup.overhead import ENOUGH, Interval, Overhead
@@ -54,8 +56,8 @@ def diagnose(
     if step_seconds is not None and steps_per_day is not None:
         raise UsageError("--step-seconds and --steps-per-day say the same: give one of them.")
     if steps_per_day is not None:
-        if not steps_per_day > 0:
-            raise UsageError(f"--steps-per-day {steps_per_day}: must be above 0.")
+        if not (steps_per_day > 0 and isfinite(steps_per_day)):
+            raise UsageError(f"--steps-per-day {steps_per_day}: must be above 0, and finite.")
         step_seconds = DAY / steps_per_day
     if keep is not None and checkpoints is None:
         raise UsageError("--keep says how many of --checkpoints are kept: give both.")
@@ -68,8 +70,11 @@ def diagnose(
         into=into, retention=retention, omp_wait_policy=omp_wait_policy,
     )  # fmt: skip
     on = pick_device(device)
+    began = perf_counter()
     found = named_model(name, on)
-    return check_up(found.model, _shaped(wanted, name, found, rows, length))
+    # What building took, on a busy machine several times as long, comes off the trial.
+    left = max(SECONDS - (perf_counter() - began), SECONDS / 4)
+    return check_up(found.model, _shaped(wanted, name, found, rows, length), seconds=left)
 
 
 def _shaped(plan: Plan, name: str, found: NamedModel, rows: int | None, length: int | None) -> Plan:
@@ -212,7 +217,8 @@ def _record(checkup: Checkup) -> Iterator[str]:
     if checkup.days_until_full is None:
         yield "a day: not known without a step's time; give --step-seconds or --steps-per-day"
     else:
-        yield f"the disk is full of it in {_days(checkup.days_until_full)}"
+        at = "" if plan.step_seconds is not None else ", at the pace of the trial"
+        yield f"the disk is full of it in {_days(checkup.days_until_full)}{at}"
 
 
 def _step(checkup: Checkup) -> Iterator[str]:

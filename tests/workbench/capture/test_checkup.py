@@ -4,6 +4,7 @@ says of bytes and routers is so.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from model.config import NANO
 from model.lm import MoELM
-from workbench.capture.checkup.checkup import Plan, check_up
+from workbench.capture.checkup.checkup import TELLING_STEP, Plan, check_up
 from workbench.capture.checkup.faults import Retention, find_faults
 from workbench.capture.checkup.machine import file_system, look
 from workbench.capture.checkup.overhead import Trial, median_interval
@@ -236,6 +237,9 @@ def test_a_loss_that_changes_is_a_fault_that_loses(machine, seen, disk):
         ({"file_system": "overlay"}, "in-container", False),
         ({"locks": False}, "no-locks", True),
         ({"writable": False}, "not-writable", True),
+        ({"writable": False, "file_system": "tmpfs", "locks": None}, "not-writable", True),
+        ({"blocked_by": "/some/file"}, "not-a-folder", True),
+        ({"blocked_by": "/some/file", "writable": False}, "not-a-folder", True),
         ({"world_size": 8}, "ranks-not-joined", True),
         ({"omp_wait_policy": None, "load": 7.0}, "threads-spin", False),
         ({"device": "cuda:0", "triton": False}, "no-triton", False),
@@ -274,6 +278,35 @@ def test_the_retention_of_the_trainer_is_weighed_against_its_checkpoints(machine
 def test_a_disk_that_fills_within_a_week_is_told(machine, seen):
     assert "disk-full-soon" in found(machine, seen, days_until_full=6.9)
     assert found(machine, seen, days_until_full=7.1) == {}
+    # Nowhere to write is one fault, not two.
+    nowhere = replace(machine, writable=False, free_bytes=0)
+    assert list(found(nowhere, seen, days_until_full=0.0)) == ["not-writable"]
+
+
+def test_a_disk_is_not_said_to_fill_from_the_trial_of_a_toy(disk, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**12, 10**12, 1000)
+    monkeypatch.setattr("workbench.capture.checkup.machine.shutil.disk_usage", lambda p: usage)
+    toy = check_up(MoELM(TINY), plan(disk, step_seconds=None), seconds=0.1)
+    assert toy.step_seconds < TELLING_STEP
+    assert toy.days_until_full < 1
+    assert names(toy) == []
+    said = check_up(MoELM(TINY), plan(disk, step_seconds=0.01), seconds=0.1)
+    assert names(said) == ["disk-full-soon"]
+    monkeypatch.setattr("workbench.capture.checkup.checkup.TELLING_STEP", 1e-9)
+    assert names(check_up(MoELM(TINY), plan(disk, step_seconds=None), seconds=0.1)) == [
+        "disk-full-soon"
+    ]
+
+
+def test_a_file_where_the_folder_should_be_is_told(disk):
+    file = disk / "file"
+    file.write_text("mine")
+    for into in (file, file / "below"):
+        checkup = check_up(MoELM(TINY), plan(into), seconds=0.1)
+        assert names(checkup) == ["not-a-folder"]
+        assert checkup.faults[0].found == f"{file} is a file"
+        assert not checkup.healthy
+    assert file.read_text() == "mine"
 
 
 def weight(size):

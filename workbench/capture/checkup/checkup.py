@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from workbench.store.layout import Layout
 SECONDS = 8.0
 """For the trial, about."""
 DAY = 86_400
+TELLING_STEP = 0.05
+"""Seconds of a trial's step above which it is taken for a training's. A shorter one is of a toy, or
+of a batch much smaller than the training's: no year goes on at that pace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,9 @@ class Plan:
                 raise UsageError(f"{name}={value}: must be 1 or more.")
         if not 0 <= self.traces <= 1:
             raise UsageError(f"traces={self.traces}: a share of the tokens, from 0 to 1.")
-        if self.step_seconds is not None and not self.step_seconds > 0:
-            raise UsageError(f"step_seconds={self.step_seconds}: must be above 0.")
+        seconds = self.step_seconds
+        if seconds is not None and not (seconds > 0 and isfinite(seconds)):
+            raise UsageError(f"step_seconds={seconds}: must be above 0, and finite.")
         if self.retention is not None and self.retention.saved < 1:
             raise UsageError(f"{self.retention.saved} checkpoints: must be 1 or more.")
         if self.retention is not None and (self.retention.kept or 0) < 0:
@@ -142,6 +147,7 @@ def check_up(
     if step_seconds is None and trial is not None and trial.overhead is not None:
         step_seconds = trial.overhead.bare.median
     size = _size(seen, plan, place)
+    telling = plan.step_seconds is not None or (step_seconds or 0) > TELLING_STEP
     per_step = per_day = days = None
     if size is not None:
         per_step = size.per_step(
@@ -155,7 +161,8 @@ def check_up(
         step_seconds=step_seconds, per_step=per_step, per_day=per_day, days_until_full=days,
         faults=find_faults(
             machine=machine, seen=seen, trial=trial, size=size, step_seconds=step_seconds,
-            days_until_full=days, coactivation_every=plan.coactivation_every, traces=plan.traces,
+            days_until_full=days if telling else None,
+            coactivation_every=plan.coactivation_every, traces=plan.traces,
             domains=len(plan.domains), retention=plan.retention,
         ),
     )  # fmt: skip

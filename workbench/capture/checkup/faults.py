@@ -81,7 +81,8 @@ def find_faults(
         *_of_folder(machine),
         *_of_processes(machine),
     ]
-    if days_until_full is not None and days_until_full < DAYS_AT_LEAST:
+    there = machine.writable and machine.blocked_by is None
+    if there and days_until_full is not None and days_until_full < DAYS_AT_LEAST:
         faults.append(_disk_full(machine, days_until_full))
     if size is not None:
         faults += _of_size(size, step_seconds, coactivation_every)
@@ -153,11 +154,19 @@ def _of_trial(seen: Seen, trial: Trial | None) -> Iterator[Fault]:
 
 def _of_folder(machine: Machine) -> Iterator[Fault]:
     folder, kind = machine.folder, machine.file_system
+    if machine.blocked_by is not None:
+        yield Fault(
+            name="not-a-folder", loses=True, found=f"{machine.blocked_by} is a file",
+            expected="a folder, or nothing yet", remedy="--into another folder",
+        )  # fmt: skip
+        return
     if not machine.writable:
         yield Fault(
             name="not-writable", loses=True, found=f"{folder} cannot be written to",
             expected="a folder of one's own", remedy="--into another folder",
         )  # fmt: skip
+        # Whatever else it is, nothing will be recorded there.
+        return
     if machine.locks is False:
         yield Fault(
             name="no-locks", loses=True,

@@ -60,6 +60,8 @@ class Machine:
     """Its kind, such as "ext4"; "unknown" where the system does not tell."""
     free_bytes: int
     writable: bool
+    blocked_by: str | None
+    """A file that lies where the folder, or one above it, should be."""
     locks: bool | None
     """Whether a second lock on a locked file is refused there; None: not writable, not tried."""
     sync_seconds: float | None
@@ -99,6 +101,7 @@ def look(folder: Path, device: torch.device, omp_wait_policy: str | None = None)
         file_system=file_system(there),
         free_bytes=shutil.disk_usage(there).free,
         writable=sync is not None,
+        blocked_by=_in_the_way(folder),
         locks=locks,
         sync_seconds=sync,
     )
@@ -115,6 +118,17 @@ def nearest(folder: Path) -> Path:
     while not there.is_dir() and there != there.parent:
         there = there.parent
     return there
+
+
+def _in_the_way(folder: Path) -> str | None:
+    there = folder.absolute()
+    for place in (there, *there.parents):
+        try:
+            if place.exists() and not place.is_dir():
+                return str(place)
+        except OSError:  # below a folder that cannot be looked into
+            continue
+    return None
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
