@@ -57,7 +57,8 @@ class Checkpoint:
         """Its tensors by name, each read when it is asked for."""
         if not self.record.complete:
             raise CheckpointIncomplete(
-                f"{self.path}: the index marks it as unfinished; use an earlier checkpoint."
+                f"{self.path}: the index marks it as unfinished or written over; use another "
+                f"checkpoint."
             )
         return open_weights(self.path)
 

@@ -264,7 +264,7 @@ def doctor(
     it costs, what would go wrong. Exits 1 where data would be lost.
 
     MODEL is a preset (nano, small, base, dbrx), a folder with a Hugging Face config.json, or
-    package.module:function that returns an nn.Module.
+    package.module:function that returns an nn.Module. Takes about 15 s, longer on a busy machine.
     """
     import os
 

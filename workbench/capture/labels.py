@@ -132,8 +132,9 @@ class Labels:
         """
 
         def before(called: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            # A deep copy of the model has taken the hook along.
-            if called is not model or self._keep_given:
+            # A deep copy of the model has taken the hook along. By id: the compiler sets no guard
+            # on `is`, and would run one's code for the other.
+            if id(called) != id(model) or self._keep_given:
                 return
             mask = kwargs.get("attention_mask")
             # A mask of floats may be one that is added, where 0 keeps.

@@ -103,7 +103,7 @@ class Recorder:
         self._probe: ProbeReader | None = None
         if probe is not None:
             self._probe = ProbeReader(model, self.sites, probe, sites, interiors)
-        if isinstance(traces, (int, float)):
+        if traces is not None and not isinstance(traces, Traces):
             traces = Traces(share=traces)
         self.domains = tuple(domains)
         self.ranks = Ranks(group)
@@ -359,6 +359,18 @@ class Recorder:
         if self._writer is not None:
             self._writer.tell()
         traces, told = self._tap.traces, self._tap.told
+        if traces is not None and self.last_step and self._closed and not traces.seen:
+            told.setdefault(
+                "unseen",
+                "traces were asked for, and no token ids passed the embedding in training mode: "
+                "nothing was traced. Name the module that they pass: traces=Traces(embedding=...).",
+            )
+        if traces is not None and traces.seen and traces.mismatched:
+            told.setdefault(
+                "mismatched",
+                f"{traces.mismatched} readings of routers do not belong to the token ids that "
+                f"passed the embedding, or to their labels, and were not traced.",
+            )
         if traces is not None and traces.overflowed:
             told.setdefault(
                 "room",

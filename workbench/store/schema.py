@@ -148,7 +148,7 @@ ACTIVATIONS = {
 TRACES = {
     "expert_ids": Variable(
         ("trace", "layer", "k"), "int16", "expert",
-        "Experts that this training token was sent to; -1 where it was dropped.",
+        "Experts that this training token was sent to; -1: dropped, or the layer never saw it.",
     ),
     "gates": Variable(
         ("trace", "layer", "k"), "float32", "1",

@@ -359,6 +359,36 @@ def test_a_copy_of_the_model_is_not_counted(tmp_path):
     assert wb.open_run(tmp_path / "run").router.tokens.values.tolist() == [TOKENS]
 
 
+# torch.compile itself makes the object that it says should not be made.
+@pytest.mark.filterwarnings(
+    "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"
+)
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]], ids=["copy first", "model first"])
+def test_a_compiled_copy_neither_counts_nor_stops_the_model_from_counting(tmp_path, order):
+    lm = MoELM(TINY_MODEL, seed=0)
+    (tokens,) = batches(1)
+    torch.compiler.reset()
+    with Recorder(lm, tmp_path / "run") as recorder:
+        models = [copy.deepcopy(lm), lm]
+        compiled = [torch.compile(m, backend="eager", fullgraph=True) for m in models]
+        for step in (1, 2):
+            with recorder.step(step):
+                for which in order:
+                    compiled[which](tokens[:, :-1])
+    torch.compiler.reset()
+    assert wb.open_run(tmp_path / "run").router.tokens.values.tolist() == [TOKENS, TOKENS]
+
+
+def test_traces_that_saw_no_token_are_told(tmp_path):
+    lm = MoELM(TINY_MODEL, seed=0)
+    lm.embed.eval()
+    recorder = Recorder(lm, tmp_path / "run", traces=1.0)
+    with recorder.step(1):
+        lm(batches(1)[0][:, :-1])
+    with pytest.warns(RuntimeWarning, match="no token ids passed the embedding"):
+        recorder.close()
+
+
 def test_pauses_within_pauses_stay_pauses(tmp_path):
     lm = MoELM(TINY_MODEL, seed=0)
     (tokens,) = batches(1)

@@ -84,7 +84,8 @@ def on_output(
     def attach(show: Show) -> Sequence[RemovableHandle]:
         def hook(called: nn.Module, inputs: Any, output: Any) -> None:
             # A deep copy of the model (a moving average, a reference) has taken the hook along.
-            if called is module:
+            # By id: the compiler sets no guard on `is`, and would run one's code for the other.
+            if id(called) == id(module):
                 show(read(output))
 
         return [module.register_forward_hook(hook)]
