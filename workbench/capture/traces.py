@@ -5,7 +5,7 @@ Yields  RouteTraces: for every traced token of a step its id, document, position
         every layer its experts and gates.
 
 Counts say how much each expert received; traces say of what. Which tokens are traced is decided by
-a hash of document and position (route_trace.py): the same ones in every epoch and arm.
+a hash of document and position (token_choice.py): the same ones in every epoch and arm.
 
     traces = RouteTraces(layers=3, k=2, flags=flags, share=1e-3)
     handles = traces.watch(model, labels)       # before the first forward
@@ -42,8 +42,8 @@ from workbench.capture.route_trace import (
     TraceTable,
     forget_views,
     keep_views,
-    limit_of,
 )
+from workbench.capture.token_choice import limit_of
 from workbench.errors import CaptureError, UsageError
 
 SHARE = 1e-3

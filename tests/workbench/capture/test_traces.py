@@ -18,7 +18,7 @@ from model.lm import MoELM
 from workbench.capture import route_trace
 from workbench.capture.adapters.ours import routers_of_ours
 from workbench.capture.adapters.router_site import Reading
-from workbench.capture.route_trace import choose, fit, limit_of, mixed
+from workbench.capture.token_choice import choose, fit, limit_of, mixed
 from workbench.capture.traces import RouteTraces, Traces, capacity_for
 from workbench.errors import CaptureError, UsageError
 
