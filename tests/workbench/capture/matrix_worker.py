@@ -161,7 +161,11 @@ def main(parallel, rank, world, port, out):
     with open(f"{out}.{rank}", "w") as file:
         json.dump(results, file)
     if parallel != "single":
+        dist.barrier()
         dist.destroy_process_group()
+        # Once in some ten runs torch's own threads abort the interpreter's end ("terminate called
+        # without an active exception"), when all is said and written.
+        os._exit(0)
 
 
 if __name__ == "__main__":
