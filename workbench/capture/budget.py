@@ -27,29 +27,27 @@ class Budget:
 
     Args:
         share: of the step's time, in (0, 1).
-        coactivation_every: the cadence of the slow quantities to return to.
 
     Example:
-        >>> Budget.parse("1%", 25).share
+        >>> Budget.parse("1%").share
         0.01
     """
 
-    def __init__(self, share: float, coactivation_every: int) -> None:
+    def __init__(self, share: float) -> None:
         if not 0 < share < 1:
             raise UsageError(f"overhead={share}: a share of the step, above 0 and under 1.")
         self.share = share
-        self._coactivation_every = coactivation_every
         self._costs: deque[float] = deque(maxlen=WINDOW)
         self._bare: deque[float] = deque(maxlen=WINDOW)
         self._seen = 0
 
     @classmethod
-    def parse(cls, text: str | float, coactivation_every: int) -> Budget:
+    def parse(cls, text: str | float) -> Budget:
         """From "1%" or 0.01."""
         try:
             if isinstance(text, str) and text.strip().endswith("%"):
-                return cls(float(text.strip()[:-1]) / 100, coactivation_every)
-            return cls(float(text), coactivation_every)
+                return cls(float(text.strip()[:-1]) / 100)
+            return cls(float(text))
         except ValueError:
             raise UsageError(f'overhead={text!r}: expected a share such as "1%" or 0.01.') from None
 

@@ -107,7 +107,7 @@ class Recorder:
             traces = Traces(share=traces)
         self.domains = tuple(domains)
         self.ranks = Ranks(group)
-        self._budget = None if overhead is None else Budget.parse(overhead, coactivation_every)
+        self._budget = None if overhead is None else Budget.parse(overhead)
         self.set_aside: SetAside | None = None
         """What the branch held after `resume_at`, kept aside."""
         self._writer: BackgroundWriter | None = None

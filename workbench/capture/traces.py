@@ -255,6 +255,12 @@ def _named(model: nn.Module, path: str) -> nn.Module:
 
 
 def embedding_of(model: nn.Module) -> nn.Module:
+    """The module that a model gives its token ids: what `get_input_embeddings` returns, or its only
+    `nn.Embedding`.
+
+    Raises:
+        CaptureError: which one it is cannot be told.
+    """
     for module in model.modules():
         ask = getattr(module, "get_input_embeddings", None)
         if callable(ask):

@@ -32,19 +32,19 @@ def tap():
 
 
 def test_within_budget_every_step_is_read(tap):
-    follow(Budget.parse("1%", 25), tap, 200, cost=0.0009)
+    follow(Budget.parse("1%"), tap, 200, cost=0.0009)
     assert tap.every == 1
 
 
 @pytest.mark.parametrize(("cost", "cadence"), [(0.0015, 2), (0.0035, 4), (0.0101, 16)])
 def test_a_costly_capture_reads_just_so_few_steps_that_its_share_holds(tap, cost, cadence):
-    follow(Budget.parse("1%", 25), tap, 400, cost)
+    follow(Budget.parse("1%"), tap, 400, cost)
     assert tap.every == cadence
     assert cost / 0.1 / tap.every <= 0.01
 
 
 def test_a_cost_that_falls_brings_the_steps_back(tap):
-    budget = Budget.parse(0.01, 25)
+    budget = Budget.parse(0.01)
     follow(budget, tap, 400, cost=0.0101)
     follow(budget, tap, 40 * WINDOW, cost=0.0002)
     assert tap.every == 1
@@ -53,7 +53,7 @@ def test_a_cost_that_falls_brings_the_steps_back(tap):
 @pytest.mark.parametrize("text", ["no", "0%", "150%", -0.1, 1])
 def test_what_is_no_share_is_refused(text):
     with pytest.raises(UsageError, match="overhead="):
-        Budget.parse(text, 25)
+        Budget.parse(text)
 
 
 def test_the_record_says_which_steps_were_read_and_loses_no_other(tmp_path, monkeypatch):
