@@ -40,7 +40,8 @@ from plain_moe import M420, TOY, PlainMoE, Shape, router_sites, some_tokens  # n
 
 from workbench.capture.accumulators import Table  # noqa: E402
 from workbench.capture.labels import Labels  # noqa: E402
-from workbench.capture.route_stats import route_stats, spent  # noqa: E402
+from workbench.capture.route_stats import route_stats  # noqa: E402
+from workbench.capture.spent import spent  # noqa: E402
 from workbench.capture.tap import Tap  # noqa: E402
 from workbench.capture.traces import RouteTraces, capacity_for  # noqa: E402
 

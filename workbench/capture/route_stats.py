@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from workbench.capture import route_stats_cpu, route_stats_reference
 from workbench.capture.accumulators import ACTIVE
+from workbench.capture.spent import timed
 
 # Shapes: T tokens of this forward, E experts, K chosen a token.
 
@@ -75,33 +75,21 @@ def route_stats(
     )  # fmt: skip
 
 
-def spent() -> float:
-    """Seconds that this process's threads have spent in the op so far; on a GPU in launching it."""
-    return _spent[0]
-
-
-_spent = [0.0]
-
-
 def _on_cpu(*arguments: Any) -> None:
     # A backward pass is under way: this forward is a recomputation, and was counted before.
     if torch._C._current_graph_task_id() == -1 and arguments[FLAGS][ACTIVE]:
-        began = perf_counter()
         route_stats_cpu.add(*arguments)
-        _spent[0] += perf_counter() - began
 
 
 def _on_device(*arguments: Any) -> None:
     if torch._C._current_graph_task_id() == -1:
-        began = perf_counter()
         _of_device(arguments[FLAGS].device.type)(*arguments)
-        _spent[0] += perf_counter() - began
 
 
 FLAGS = 9
 """Place of the flags among the arguments."""
-_LIBRARY.impl("route_stats", _on_cpu, "CPU")
-_LIBRARY.impl("route_stats", _on_device, "CompositeExplicitAutograd")
+_LIBRARY.impl("route_stats", timed(_on_cpu), "CPU")
+_LIBRARY.impl("route_stats", timed(_on_device), "CompositeExplicitAutograd")
 # It has no result and so no gradient: autograd passes it by, whatever its inputs require.
 _LIBRARY.impl("route_stats", torch.library.fallthrough_kernel, "Autograd")
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from workbench.capture.accumulators import ACTIVE
+from workbench.capture.spent import timed
 from workbench.capture.token_choice import choose, fit
 
 # Shapes: R rows of P tokens, T = R x P; C slots for the traced tokens of a step; L routers, K
@@ -261,8 +262,8 @@ for _name, _cpu, _device in (
     ("trace_tokens", _begin_on_cpu, _begin_on_device),
     ("trace_routes", _read_on_cpu, _read_on_device),
 ):
-    _LIBRARY.impl(_name, _cpu, "CPU")
-    _LIBRARY.impl(_name, _device, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, timed(_cpu), "CPU")
+    _LIBRARY.impl(_name, timed(_device), "CompositeExplicitAutograd")
     # Without a result there is no gradient: autograd passes by, whatever the inputs require.
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"workbench::{_name}")(lambda *arguments: None)

@@ -27,7 +27,8 @@ from workbench.capture.adapters.router_site import Reading, RouterSite, Show
 from workbench.capture.labels import Labels
 from workbench.capture.ranks import Ranks
 from workbench.capture.ring import Ring
-from workbench.capture.route_stats import let_selective_checkpoints_pass, route_stats, spent
+from workbench.capture.route_stats import let_selective_checkpoints_pass, route_stats
+from workbench.capture.spent import spent
 from workbench.capture.traces import RouteTraces, Traces, capacity_for
 from workbench.errors import CaptureError, UsageError
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.capture.recorder import Recorder
-from workbench.capture.route_stats import spent
+from workbench.capture.spent import spent
 from workbench.capture.traces import Traces
 from workbench.errors import CaptureError
 
