@@ -25,6 +25,9 @@ Records = list[CheckpointRecord]
 """Named, because `CheckpointIndex.list` hides the built-in inside the class."""
 
 CATALOGUE = "catalogue.sqlite"
+RECORD_AT_MOST = 16 << 20
+"""Bytes of a record file."""
+
 VERSION = 1
 """Of the table; another version is thrown away and made again."""
 
@@ -72,16 +75,27 @@ class CheckpointIndex:
             RecordError: there is another record of that branch and step.
         """
         file = self.record_file(record.branch, record.step)
-        if file.exists() and not replace:
+        self._make_folder(file.parent)
+        try:
+            _write_whole(file, record.to_json(), replace=replace)
+        except FileExistsError:
             if _read(file) == record:
                 return file
             raise RecordError(
                 f"{file} records another checkpoint of branch {record.branch!r} at step "
                 f"{record.step}; use replace=True where it was made again."
-            )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(file, record.to_json())
+            ) from None
         return file
+
+    def _make_folder(self, folder: Path) -> None:
+        """The folder of a branch's records; one that is a link to elsewhere is refused."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in (self.folder, folder):
+            if part.is_symlink():
+                raise RecordError(
+                    f"{part} is a link to {ascii(str(part.resolve()))[:200]}; records are written "
+                    f"inside the run's folder only. Put a folder in the link's place."
+                )
 
     def get(self, branch: str, step: int) -> CheckpointRecord:
         """The record of a checkpoint; CheckpointNotFound that tells the steps near it."""
@@ -148,7 +162,9 @@ class CheckpointIndex:
             forks: parent and step by branch, where the store knows them; else the records' parents
                 say it.
         """
-        records = {name: self.list(branch=name) for name in self.branches}
+        records: dict[str, Records] = {}
+        for record in self.list():
+            records.setdefault(record.branch, []).append(record)
         line: Records = []
         until, seen = 2**63, set()
         while branch not in seen:
@@ -212,35 +228,43 @@ class CheckpointIndex:
             table.execute("drop table if exists checkpoint")
             table.execute(f"pragma user_version = {VERSION}")
         table.execute(_TABLE)
-        found = dict(self._files())
+        found = dict(self.files())
         known = dict(table.execute("select file, stamp from checkpoint"))
         gone = [(file,) for file in known.keys() - found.keys()]
         table.executemany("delete from checkpoint where file = ?", gone)
         for file, stamp in found.items():
             if known.get(file) == stamp:
                 continue
-            record = _read(self.folder / file)
-            if self.record_file(record.branch, record.step) != self.folder / file:
-                raise RecordError(
-                    f"{self.folder / file} says branch {record.branch!r}, step {record.step}; "
-                    f"move it to {self.record_file(record.branch, record.step)} or mend it."
-                )
+            record = self.read_file(file)
             table.execute(
                 "insert or replace into checkpoint values (?, ?, ?, ?, ?, ?, ?, ?)",
                 (file, stamp, record.branch, record.step, record.phase, record.format,
                  record.complete, record.to_json()),
             )  # fmt: skip
 
-    def _files(self) -> Iterator[tuple[str, str]]:
+    def read_file(self, file: str) -> CheckpointRecord:
+        """The record in a file of the index folder; RecordError where it is not the one that
+        belongs there.
+        """
+        record = _read(self.folder / file)
+        place = self.record_file(record.branch, record.step)
+        if place != self.folder / file:
+            raise RecordError(
+                f"{self.folder / file} says branch {record.branch!r}, step {record.step}; "
+                f"move it to {place} or mend it."
+            )
+        return record
+
+    def files(self) -> Iterator[tuple[str, str]]:
         """Record files below the index folder, with what changes when they do."""
         for folder in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
             if not folder.is_dir():
                 continue
             for entry in os.scandir(folder):
                 if entry.name.startswith("step-") and entry.name.endswith(".json"):
-                    stat = entry.stat()
-                    stamp = f"{stat.st_mtime_ns}.{stat.st_size}.{stat.st_ino}"
-                    yield f"{folder.name}/{entry.name}", stamp
+                    # Gone since it was listed, or a link to nothing: not there.
+                    with contextlib.suppress(FileNotFoundError):
+                        yield f"{folder.name}/{entry.name}", stamp_of(entry)
 
 
 def _fork(records: Records, branch: str) -> tuple[str, int] | None:
@@ -249,15 +273,29 @@ def _fork(records: Records, branch: str) -> tuple[str, int] | None:
     return parents[0] if parents else None
 
 
+def stamp_of(file: os.DirEntry[str] | Path) -> str:
+    """What changes when a file is written anew."""
+    stat = file.stat()
+    return f"{stat.st_mtime_ns}.{stat.st_size}.{stat.st_ino}"
+
+
 def _read(file: Path) -> CheckpointRecord:
     try:
+        # A pipe would never end, and no record is that long.
+        if not file.is_file() or file.stat().st_size > RECORD_AT_MOST:
+            raise RecordError(f"no file of at most {RECORD_AT_MOST} bytes.")
         return CheckpointRecord.from_json(file.read_bytes())
     except RecordError as error:
         raise RecordError(f"{file}: {error} Mend or remove the file.") from None
 
 
-def _write_whole(file: Path, text: str) -> None:
-    """Write beside, sync, rename: a reader and a power cut see the old file or the new one."""
+def _write_whole(file: Path, text: str, *, replace: bool) -> None:
+    """Write beside, sync, then give it its name: a reader and a power cut see the old file or the
+    new one.
+
+    Raises:
+        FileExistsError: there is one, and `replace` is False.
+    """
     handle, partial = tempfile.mkstemp(prefix=".partial-", dir=file.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
@@ -265,13 +303,29 @@ def _write_whole(file: Path, text: str) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.chmod(partial, 0o644)
-        os.replace(partial, file)
-    except BaseException:
+        if not replace:
+            _claim(partial, file)
+        else:
+            os.replace(partial, file)
+    finally:
         Path(partial).unlink(missing_ok=True)
-        raise
     for folder in (file.parent, file.parent.parent):
         fd = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _claim(partial: str, file: Path) -> None:
+    """Names the file, unless another process was first."""
+    try:
+        # A link never takes the place of what is there, which a rename silently does.
+        os.link(partial, file)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links.
+        if file.exists():
+            raise FileExistsError(str(file)) from None
+        os.replace(partial, file)

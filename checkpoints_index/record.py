@@ -3,10 +3,10 @@
 Needs   what the trainer knows when it saves.
 Yields  CheckpointRecord, and its JSON text, checked both ways.
 
-The record is the truth and the catalogue (index.py) a copy that can be made again. A record that
-comes
-from a file may have been edited, cut short or made up: everything is checked before it is believed,
-and one RecordError names every fault.
+The record is the truth and every table (index.py, catalogue.py) a copy that can be made again. A
+record that comes from a file may have been edited, cut short or made up: everything is checked
+before it is believed, and one RecordError names every fault. Fields were added over time; a record
+that lacks them reads as one whose writer did not say.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ line.
 """
 
 TEXT_AT_MOST = 4096
+NAMES_AT_MOST = 1000
+"""Of what one checkpoint was merged from, and of the files whose digests are kept."""
+
+KINDS = ("training", "weights")
+"""With all that a training needs to go on (optimizer, data position), or weights alone."""
+
+FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
+Merged = tuple[str, int] | str
+"""A checkpoint that weights were taken from: branch and step in the same run, or a fingerprint."""
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +106,34 @@ class CheckpointRecord:
     fingerprint: str | None = None
     """Digest of the weights that does not depend on format or dtype (fingerprint.py)."""
 
+    kind: str | None = None
+    """"training" or "weights": whether a training could go on from it."""
+
+    trainer: str | None = None
+    """What saved it, such as "workbench" or "torchtitan"."""
+
+    merged_from: tuple[Merged, ...] = ()
+    """Checkpoints whose weights were averaged into it: (branch, step), or fingerprints."""
+
+    digests: dict[str, str] | None = None
+    """Digest of each file by its name in the checkpoint, such as "sha256:9f86...", where known."""
+
+    pruned: str | None = None
+    """Why its weights were deleted on purpose; None where they were not. Then not complete."""
+
     def __post_init__(self) -> None:
         faults = list(_faults(self))
         if faults:
             raise RecordError("checkpoint record: " + "; ".join(faults) + ".")
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies at a URL and not on a file system."""
+        return _SCHEME.match(self.uri) is not None
+
     def path(self, run_path: str | Path) -> Path:
         """Where the checkpoint lies, for a run at `run_path`; RecordError for a URL."""
-        if _SCHEME.match(self.uri):
+        if self.is_remote:
             raise RecordError(f"checkpoint at {self.uri}: not a local path; copy it here first.")
         return Path(run_path, *PurePosixPath(self.uri).parts)
 
@@ -129,6 +160,10 @@ class CheckpointRecord:
             raise RecordError(f"checkpoint record: {', '.join(missing)} missing.")
         if isinstance(known.get("parent"), list):
             known["parent"] = tuple(known["parent"])
+        if isinstance(known.get("merged_from"), list):
+            known["merged_from"] = tuple(
+                tuple(one) if isinstance(one, list) else one for one in known["merged_from"]
+            )
         return cls(**known)
 
 
@@ -159,7 +194,7 @@ def _faults(record: CheckpointRecord) -> Any:
         if not isinstance(value, str) or not 0 < len(value) <= TEXT_AT_MOST or _controls(value):
             yield f"{name}={_shown(value)}, expected plain text, {TEXT_AT_MOST} characters at most"
     for name in ("phase", "mixture_hash", "architecture_hash", "tokenizer_hash", "dtype",
-                 "fingerprint"):  # fmt: skip
+                 "fingerprint", "trainer", "pruned"):  # fmt: skip
         value = getattr(record, name)
         if value is None and name != "phase":
             continue
@@ -177,7 +212,14 @@ def _faults(record: CheckpointRecord) -> Any:
         yield f"lr={_shown(record.lr)}, expected a number"
     if not isinstance(record.complete, bool):
         yield f"complete={_shown(record.complete)}, expected true or false"
-    yield from _parent_faults(record.parent)
+    if record.kind is not None and record.kind not in KINDS:
+        yield f"kind={_shown(record.kind)}, expected {' or '.join(KINDS)}"
+    if record.pruned is not None and record.complete is True:
+        yield "complete=True of one that was pruned; expected false"
+    if record.parent is not None and not _is_place(record.parent):
+        yield f"parent={_shown(record.parent)}, expected a branch and a step"
+    yield from _merged_faults(record.merged_from)
+    yield from _digest_faults(record.digests)
     yield from _position_faults(record.data_position)
     if isinstance(record.uri, str) and not _SCHEME.match(record.uri):
         parts = PurePosixPath(record.uri).parts
@@ -186,21 +228,51 @@ def _faults(record: CheckpointRecord) -> Any:
 
 
 def _controls(text: str) -> bool:
-    return any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text)
+    # C1 too: U+009B alone begins a terminal's escape sequence.
+    return any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in text)
 
 
-def _parent_faults(parent: object) -> Any:
-    if parent is None:
+def _is_place(value: object) -> bool:
+    """Whether `value` is a branch and a step."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and BRANCH_NAME.fullmatch(value[0]) is not None
+        and _is_int(value[1])
+        and 0 <= value[1] < 2**63
+    )
+
+
+def _merged_faults(merged: object) -> Any:
+    if not isinstance(merged, tuple) or len(merged) > NAMES_AT_MOST:
+        yield f"merged_from={_shown(merged)}, expected a list of at most {NAMES_AT_MOST}"
         return
-    if (
-        not isinstance(parent, tuple)
-        or len(parent) != 2
-        or not isinstance(parent[0], str)
-        or not BRANCH_NAME.fullmatch(parent[0])
-        or not _is_int(parent[1])
-        or not 0 <= parent[1] < 2**63
-    ):
-        yield f"parent={_shown(parent)}, expected a branch and a step"
+    for one in merged:
+        if not _is_place(one) and not (isinstance(one, str) and FINGERPRINT.fullmatch(one)):
+            yield f"merged_from: {_shown(one)}, expected a branch and a step, or a fingerprint"
+            return
+
+
+def _digest_faults(digests: object) -> Any:
+    if digests is None:
+        return
+    if not isinstance(digests, dict) or len(digests) > NAMES_AT_MOST:
+        yield f"digests={_shown(digests)}, expected an object of at most {NAMES_AT_MOST} files"
+        return
+    for name, digest in digests.items():
+        if not _is_file_name(name):
+            yield f"digests: file {_shown(name)}, expected a plain name inside the checkpoint"
+            return
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            yield f"digests: {_shown(digest)}, expected 'sha256:' and 64 hexadecimal digits"
+            return
+
+
+def _is_file_name(name: object) -> bool:
+    if not isinstance(name, str) or not 0 < len(name) <= TEXT_AT_MOST or _controls(name):
+        return False
+    return "\\" not in name and ".." not in name.split("/") and not name.startswith("/")
 
 
 def _position_faults(position: object) -> Any:

@@ -23,6 +23,7 @@ RECORD = CheckpointRecord(
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
 words = st.text(st.characters(exclude_categories=["C"]), max_size=40)
 counts = st.integers(0, 2**63 - 1)
+prints = st.text("0123456789abcdef", min_size=8, max_size=32)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
@@ -35,6 +36,9 @@ records = st.builds(
     lr=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     parent=st.none() | st.tuples(names, counts), dtype=st.none() | words,
     data_position=st.none() | st.dictionaries(words, plain, max_size=3), complete=st.booleans(),
+    kind=st.sampled_from([None, "training", "weights"]), trainer=st.none() | words,
+    merged_from=st.lists(st.tuples(names, counts) | prints, max_size=3).map(tuple),
+    digests=st.none() | st.dictionaries(names, st.just("sha256:" + "0f" * 32), max_size=3),
 )  # fmt: skip
 
 
@@ -82,7 +86,12 @@ def test_a_record_cut_short_is_refused(length):
         ("utc", None), ("lr", float("inf")), ("complete", 1), ("parent", ("main",)),
         ("parent", ("../x", 3)), ("parent", ("main", -3)), ("data_position", {1: 2}),
         ("data_position", {"a": float("nan")}), ("data_position", {"a": b"x"}), ("size_bytes", -5),
-        ("fingerprint", "\ud800"),
+        ("fingerprint", "\ud800"), ("kind", "optimizer"), ("trainer", "a\x9b31m"),
+        ("merged_from", (("../x", 3),)), ("merged_from", ("main",)), ("merged_from", [["main", 3]]),
+        ("merged_from", (("main", 3, 4),)), ("merged_from", ("ab" * 8,) * 1001),
+        ("digests", {"../x": "sha256:" + "0" * 64}), ("digests", {"a": "md5:0"}),
+        ("digests", {"/etc/passwd": "sha256:" + "0" * 64}), ("digests", ["a"]),
+        ("pruned", "to make room"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_in_one_line(name, value):
@@ -90,6 +99,13 @@ def test_a_value_that_cannot_be_is_refused_in_one_line(name, value):
         CheckpointRecord(**{**asdict(RECORD), name: value})
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+def test_a_record_of_before_reads_as_one_whose_writer_did_not_say():
+    later = ("merged_from", "kind", "trainer", "digests", "pruned")
+    before = {k: v for k, v in json.loads(RECORD.to_json()).items() if k not in later}
+    record = CheckpointRecord.from_json(json.dumps(before))
+    assert [getattr(record, name) for name in later] == [(), None, None, None, None]
 
 
 def test_every_fault_is_named_at_once():
@@ -100,7 +116,7 @@ def test_every_fault_is_named_at_once():
 
 
 def test_keys_of_a_later_version_are_ignored():
-    later = {**json.loads(RECORD.to_json()), "merged_from": ["a", "b"]}
+    later = {**json.loads(RECORD.to_json()), "colour": ["a", "b"]}
     assert CheckpointRecord.from_json(json.dumps(later)) == RECORD
 
 
