@@ -6,19 +6,31 @@ Yields  FileLock; StoreBusy that names host and process.
 The operating system frees a flock when its holder ends, however it ends: there is no stale lock to
 clean up after a kill. A forked child (a DataLoader worker) would inherit the lock and keep it when
 its parent dies, so children drop their copy as they are born; that does not free the parent's.
+
+Network file systems: NFS (Linux 2.6.12 and later) and Lustre mounted with `-o flock` pass the lock
+on to the server, so it holds among hosts; an NFS server frees it when the host that held it comes
+back or its lease there runs out, not at once. Mounted with `nolock`, `local_lock=flock` or
+`-o localflock` the lock holds within one host only, which no program can see: then let one host
+write. A file system without locks is refused.
+
+What the lock file says is for people. It decides nothing, so a file with any content is no danger.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import weakref
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from workbench.errors import StoreBusy
+from workbench.errors import StoreBusy, UsageError
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
@@ -51,25 +63,74 @@ class FileLock:
         return self._fd is not None
 
     def acquire(self, *, wait: bool = False) -> None:
-        """Take the lock; where another holds it, wait, or raise StoreBusy at once."""
+        """Take the lock; where another holds it, wait, or raise StoreBusy at once.
+
+        Raises:
+            StoreBusy: another process, or another lock in this one, has it.
+            UsageError: something that is no lock file lies at `path`, or the file system has no
+                locks.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(fd)
+        fd = self._open()
+        while True:
+            try:
+                self._lock(fd, wait)
+                if _is_at(fd, self.path):
+                    break
+            except BaseException:
+                os.close(fd)
+                raise
+            # Somebody removed the file meanwhile: that lock would keep nobody out.
             os.close(fd)
-            raise StoreBusy(
-                f"{self.what} is being written by {holder}; one writer at a time. "
-                f"Wait until it is done or end it, then try again."
-            ) from None
-        except BaseException:
-            os.close(fd)
-            raise
+            fd = self._open()
         if not wait:
             _sign(fd)
         self._fd = fd
         _held.add(self)
+
+    def _open(self) -> int:
+        """The lock file, opened; never a link, which would sign a file elsewhere."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = None
+        with contextlib.suppress(IsADirectoryError):
+            try:
+                fd = os.open(self.path, flags, 0o644)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENXIO):
+                    raise
+        if fd is not None:
+            if stat.S_ISREG(os.fstat(fd).st_mode) and not self.path.parent.is_symlink():
+                return fd
+            os.close(fd)
+        raise UsageError(
+            f"{self.path} is a link, a folder or a device, not the plain file that locks "
+            f"{self.what}; remove it, then try again."
+        )
+
+    def _lock(self, fd: int, wait: bool) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreBusy(
+                f"{self.what} is being written by {_holder(fd)}; one writer at a time. "
+                f"Wait until it is done or end it, then try again."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            raise UsageError(
+                f"the file system of {self.path} has no file locks ({error.strerror}), so two "
+                f"writers could not be kept apart; keep the run on another, or mount this one "
+                f"with locks (NFS: without nolock; Lustre: -o flock)."
+            ) from error
+
+    def check(self) -> None:
+        """StoreBusy where the lock is not held any more: closed, or its file was taken away."""
+        if self._fd is None or not _is_at(self._fd, self.path):
+            raise StoreBusy(
+                f"the lock of {self.what} was {'closed' if self._fd is None else 'removed'} while "
+                f"it was needed; another process may write there now. Open it again and go on."
+            )
 
     def close(self) -> None:
         """Give the lock back; nothing happens where it is not held."""
@@ -85,20 +146,55 @@ class FileLock:
         self.close()
 
 
-def _sign(fd: int) -> None:
-    note = {
+def holder_note() -> dict[str, Any]:
+    """Who this process is, as its locks say it."""
+    return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps(note).encode(), 0)
+
+
+def read_holder(text: bytes) -> str:
+    """The holder as a refusal names it; whatever else the note may hold, one short line.
+
+    Example:
+        >>> read_holder(b'{"pid": 7, "host": "node3", "since_utc": "2026-01-01T00:00:00+00:00"}')
+        'process 7 on host node3 since 2026-01-01T00:00:00+00:00'
+    """
+    try:
+        note = json.loads(text)
+        pid, host, since = (_plain(note[key]) for key in ("pid", "host", "since_utc"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # Mostly: the holder has the lock and has not signed yet.
+        return "a process that has not signed the lock"
+    return f"process {pid} on host {host} since {since}"
+
+
+def _plain(value: object) -> str:
+    if not isinstance(value, str | int):
+        raise TypeError
+    return "".join(c for c in str(value)[:64] if c.isascii() and c.isprintable())
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+def _sign(fd: int) -> None:
+    """Best effort: on a full disk the lock holds without a name in it."""
+    text = json.dumps(holder_note()).encode()
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text, 0)
 
 
 def _holder(fd: int) -> str:
     try:
-        note = json.loads(os.pread(fd, 4096, 0))
-        return f"process {note['pid']} on host {note['host']} since {note['since_utc']}"
-    except (ValueError, KeyError, TypeError):
-        # The holder has the lock but has not signed yet: it is a moment old.
-        return "a process that has only just begun"
+        return read_holder(os.pread(fd, 4096, 0))
+    except OSError:
+        return read_holder(b"")

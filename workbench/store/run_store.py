@@ -1,6 +1,6 @@
 """The store of a run: everything that was recorded, on every branch, with its history.
 
-Needs   a folder, usually <run>/store.
+Needs   a folder, usually <run>/store, or a prefix on object storage (location.py).
 Yields  RunStore: make or open it, write a branch, read any branch, fork, roll back.
 
 On disk it is an Icechunk repository (1.x) of Zarr v3 arrays: one branch an arm, a tag for every
@@ -16,9 +16,7 @@ that are not committed yet.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,8 +26,8 @@ import icechunk as ic
 import zarr
 
 from workbench.errors import RunExists, RunNotFound, UsageError
-from workbench.store.durable import sync_tree
 from workbench.store.layout import Layout
+from workbench.store.location import Location, Lock
 from workbench.store.names import (
     MAIN,
     AsideTag,
@@ -41,15 +39,18 @@ from workbench.store.names import (
 from workbench.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from workbench.store.lock import FileLock
     from workbench.store.writer import StoreWriter
 
 # Icechunk's logger warns at every commit that two committers on a local disk are unsafe; ours hold
 # a lock.
 ic.set_logs_filter("error")
 
-LOCKS = "locks"
-"""Folder of the lock files inside the store; Icechunk leaves names that it does not know alone."""
+
+AFTER = "after"
+"""Key in a commit's metadata: `RunStore.last_mark` of the snapshot that it follows."""
+
+FIRST = "1CECHNKREP0F1RSTCMT0"
+"""Id that Icechunk 1.x gives the empty snapshot with which every repository begins."""
 
 
 @dataclass(frozen=True)
@@ -79,82 +80,81 @@ class RunStore:
         array([3.5 , 3.25], dtype=float32)
     """
 
-    def __init__(self, path: Path, repository: ic.Repository) -> None:
-        # Absolute: a training program may change its working folder while it records.
-        self.path = path.absolute()
+    def __init__(self, location: Location, repository: ic.Repository) -> None:
+        self.location = location
         self.repository = repository
+
+    @property
+    def path(self) -> Path:
+        """The store's folder, absolute; UsageError for a store on object storage."""
+        return self.location.folder
 
     @classmethod
     def create(
-        cls, path: str | Path, layout: Layout, attrs: Mapping[str, Any] | None = None
+        cls,
+        where: str | os.PathLike[str] | Location,
+        layout: Layout,
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> RunStore:
-        """A new store at `path`, with an empty branch "main".
+        """A new store at `where`, with an empty branch "main".
 
-        It is made beside its place and renamed into it, so a folder of that name is always a whole
-        store.
+        Whoever opens the place finds a whole store or none, whenever this is cut short.
 
         Args:
-            path: folder that must not exist yet.
+            where: folder that must not exist yet, or an s3:// URL that holds no store.
             layout: sizes and labels of the fixed dims.
             attrs: plain data (JSON) about the run, kept in the root group.
+            storage_options: see object_storage.py.
 
         Raises:
-            RunExists: something is at `path` already; it is left as it is.
+            RunExists: something is at `where` already; it is left as it is.
+            UsageError: no store can have that name.
         """
         from workbench.store.writer import write_labels
 
-        path = Path(path)
-        if path.exists():
-            raise RunExists(
-                f"{path} exists already; open it with RunStore.open, or choose another folder."
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
-        try:
-            repository = ic.Repository.create(_storage(partial), config=_config())
-            repository.save_config()
+        def fill(repository: ic.Repository) -> None:
             session = repository.writable_session(MAIN)
             root = zarr.create_group(session.store, zarr_format=3)
             write_labels(root, layout, attrs or {})
             session.commit("layout of the run")
-            sync_tree(partial)
-            partial.chmod(0o777 & ~_umask())
-            os.rename(partial, path)
-            sync_tree(path.parent)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and path.exists():
-                raise RunExists(f"{path} was made by another process just now; open it.") from error
-            raise
-        return cls.open(path)
+
+        location = Location.of(where, storage_options)
+        location.make(_config(), fill)
+        return cls.open(location)
 
     @classmethod
-    def open(cls, path: str | Path) -> RunStore:
-        """The store at `path`; RunNotFound where there is none."""
-        path = Path(path)
-        if not (path / "refs").is_dir():
-            raise RunNotFound(
-                f"no store at {path}; a store is the folder 'store' of a run that was recorded."
-            )
-        return cls(path, ic.Repository.open(_storage(path.absolute())))
+    def open(
+        cls,
+        where: str | os.PathLike[str] | Location,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> RunStore:
+        """The store at `where`; RunNotFound where there is none."""
+        location = Location.of(where, storage_options)
+        return cls(location, location.open())
 
     # Reading
 
     @property
     def branches(self) -> list[str]:
-        """Names of the branches, main first."""
-        return sorted(self.repository.list_branches(), key=lambda name: (name != MAIN, name))
+        """Names of the branches, main first. Icechunk branches that begin with "_" are no arms
+        (they hold results of probes) and are not among them.
+        """
+        arms = (name for name in self.repository.list_branches() if not name.startswith("_"))
+        return sorted(arms, key=lambda name: (name != MAIN, name))
 
     def tip(self, branch: str) -> str:
         """Id of the last snapshot of `branch`; RunNotFound that lists the branches where it is
         unknown.
         """
-        if branch not in self.repository.list_branches():
-            near = get_close_matches(str(branch), self.branches, n=1)
+        arms = self.branches
+        if branch not in arms:
+            near = get_close_matches(str(branch)[:80], arms, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise RunNotFound(
-                f"no branch {ascii(branch)[:80]} in {self.path}; it has "
-                f"{', '.join(self.branches)}{hint}"
+                f"no branch {ascii(branch)[:80]} in {self.location}; it has {', '.join(arms)}{hint}"
             )
         return self.repository.lookup_branch(branch)
 
@@ -165,7 +165,7 @@ class RunStore:
     def read_tag(self, tag: str) -> Snapshot:
         """The state under a tag, such as the one that `rollback` returned."""
         if tag not in self.repository.list_tags():
-            raise RunNotFound(f"no tag {ascii(tag)[:120]} in {self.path}.")
+            raise RunNotFound(f"no tag {ascii(tag)[:120]} in {self.location}.")
         return Snapshot(self.repository, self.repository.lookup_tag(tag))
 
     def lineage(self, branch: str) -> tuple[str, int] | None:
@@ -181,7 +181,7 @@ class RunStore:
             return next(iter(forks.values()), None)
         # A fork that was cut short left a tag without a branch and was made again: the newest
         # counts.
-        return next(forks[id] for id in self._history(branch) if id in forks)
+        return next(forks[id] for id in self._marks(self.tip(branch)) if id in forks)
 
     def checkpoints(self, branch: str) -> dict[int, str]:
         """Tagged checkpoints in the history of `branch`, its trunk included: step -> snapshot
@@ -189,10 +189,25 @@ class RunStore:
         """
         tagged = {tag.snapshot: tag.step for tag in self._tags(CheckpointTag)}
         found: dict[int, str] = {}
-        for id in self._history(branch):
+        for id in self._marks(self.tip(branch)):
             if id in tagged:
                 found.setdefault(tagged[id], id)
         return dict(sorted(found.items()))
+
+    def last_mark(self, snapshot: str) -> str:
+        """The newest snapshot at or before `snapshot` that is a checkpoint, or the first commit
+        where none is.
+
+        Every commit carries this of the snapshot that it follows, as "after" in its metadata: the
+        marks form a chain that is walked without the commits between them, which is what `fork`,
+        `rollback` and `checkpoints` do.
+        """
+        tagged = {tag.snapshot for tag in self._tags(CheckpointTag)}
+        id = snapshot
+        for id in self._marks(snapshot):
+            if id in tagged or self.repository.lookup_snapshot(id).parent_id == FIRST:
+                break
+        return id
 
     def set_aside_checkpoints(self, branch: str) -> set[int]:
         """Steps of checkpoints that were tagged on `branch` and that a rollback took off it."""
@@ -205,22 +220,41 @@ class RunStore:
         tags = (read_tag(name) for name in self.repository.list_tags())
         return [tag for tag in tags if isinstance(tag, kind)]
 
+    def _marks(self, snapshot: str) -> Iterator[str]:
+        """Ids from `snapshot` back to the repository's own first one, newest first: every tagged
+        checkpoint and the first commit are among them, most of the others are not.
+        """
+        seen: set[str] = set()
+        id: str | None = snapshot
+        while id and id not in seen:
+            seen.add(id)
+            info = self.repository.lookup_snapshot(id)
+            yield id
+            after = info.metadata.get(AFTER)
+            # No mark (a store of an older version), or one that leads nowhere: step by step.
+            id = after if self._is_mark(after, seen) else info.parent_id
+
+    def _is_mark(self, id: object, seen: set[str]) -> bool:
+        if not isinstance(id, str) or not id or id in seen:
+            return False
+        try:
+            self.repository.lookup_snapshot(id)
+        except ic.IcechunkError:
+            return False
+        return True
+
     def _history(self, branch: str) -> list[str]:
         return [snapshot.id for snapshot in self.repository.ancestry(branch=branch)]
 
     # Writing
 
-    def branch_lock(self, branch: str) -> FileLock:
+    def branch_lock(self, branch: str) -> Lock:
         """The lock of the one writer of `branch`."""
-        from workbench.store.lock import FileLock
+        return self.location.branch_lock(branch)
 
-        return FileLock(self.path / LOCKS / f"{branch}.lock", f"branch {branch!r} of {self.path}")
-
-    def commit_lock(self) -> FileLock:
+    def commit_lock(self) -> Lock:
         """The lock under which the repository is changed, commit by commit."""
-        from workbench.store.lock import FileLock
-
-        return FileLock(self.path / LOCKS / ".commit.lock", f"the store {self.path}")
+        return self.location.commit_lock()
 
     def writer(self, branch: str = MAIN) -> StoreWriter:
         """The one writer of `branch`, to be used as a context.
@@ -257,16 +291,16 @@ class RunStore:
             lock.acquire(wait=True)
             if new_branch in self.repository.list_branches():
                 raise RunExists(
-                    f"branch {new_branch!r} exists already in {self.path}; open it, or choose "
+                    f"branch {new_branch!r} exists already in {self.location}; open it, or choose "
                     f"another name."
                 )
             # The tag comes first: a branch without it would have lost its parent.
             tag = str(ForkTag(new_branch, from_branch, at_step, snapshot))
             if tag not in self.repository.list_tags():
                 self.repository.create_tag(tag, snapshot)
-            sync_tree(self.path)
+            self.location.sync()
             self.repository.create_branch(new_branch, snapshot)
-            sync_tree(self.path)
+            self.location.sync()
         return snapshot
 
     def rollback(self, branch: str, to_step: int) -> SetAside | None:
@@ -298,9 +332,9 @@ class RunStore:
             tag = str(AsideTag(branch, to_step, tip))
             if tag not in self.repository.list_tags():
                 self.repository.create_tag(tag, tip)
-            sync_tree(self.path)
+            self.location.sync()
             self.repository.reset_branch(branch, target, from_snapshot_id=tip)
-            sync_tree(self.path)
+            self.location.sync()
         return SetAside(tag, branch, self._steps_between(target, tip))
 
     def _checkpoint(self, branch: str, step: int) -> str:
@@ -309,12 +343,12 @@ class RunStore:
         known = self.checkpoints(branch)
         if step == 0 and 0 not in known:
             # Before the first step: the commit after the repository's own, which holds the layout.
-            return self._history(branch)[-2]
+            return list(self._marks(self.tip(branch)))[-2]
         if step not in known:
             near = sorted(known, key=lambda s: (abs(s - step), s))[:5]
             have = f"near it: {', '.join(map(str, sorted(near)))}" if near else "it has none"
             raise RunNotFound(
-                f"no checkpoint at step {step} on branch {branch!r} of {self.path}; {have}."
+                f"no checkpoint at step {step} on branch {branch!r} of {self.location}; {have}."
             )
         return known[step]
 
@@ -336,13 +370,3 @@ def _config() -> ic.RepositoryConfig:
     config = ic.RepositoryConfig.default()
     config.manifest = ic.ManifestConfig(splitting=ic.ManifestSplittingConfig.from_dict(pages))
     return config
-
-
-def _storage(path: Path) -> ic.Storage:
-    return ic.local_filesystem_storage(str(path))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
