@@ -40,6 +40,10 @@ COMMIT_EVERY = 50
 """Steps between two commits: a chunk of the store, so that no chunk is written twice."""
 COMMIT_SECONDS = 120
 """Seconds after which waiting samples are committed all the same, where steps are slow."""
+SYNC_EVERY = 1.0
+"""Seconds after which samples that wait for their commit are on the disk all the same, in the
+journal. A kill of the process costs what came since the last look, a power cut what came since the
+last sync."""
 BACKLOG_BYTES = 256 << 20
 """Samples that are kept while the disk fails."""
 
@@ -83,6 +87,7 @@ class BackgroundWriter:
         self._intake: Intake | None = None
         self.error: BaseException | None = None
         """Why the last attempt to write failed; None: it did not."""
+        self._synced = time.monotonic()
         self._told: set[str] = set()
         self._to_tell: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name=f"store-{branch}", daemon=True)
@@ -150,6 +155,7 @@ class BackgroundWriter:
                 self._attempt(partial(self._serve, task))
                 if isinstance(task, Flush):
                     task.done.set()
+            self._attempt(self._keep)
             if stop:
                 # Whoever closes may have been interrupted before the flush.
                 self._attempt(partial(self._commit, "last samples"))
@@ -180,6 +186,13 @@ class BackgroundWriter:
     def _commit(self, message: str) -> None:
         self._writer.commit(message)
         self.error = None
+
+    def _keep(self) -> None:
+        """Puts what waits for a commit into the journal; it is a commit's errors that count."""
+        self._writer.seal()
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            self._writer.sync()
+            self._synced = time.monotonic()
 
     def _serve(self, task: Rows | Flush) -> None:
         if isinstance(task, Rows):

@@ -26,6 +26,7 @@ import icechunk as ic
 import zarr
 
 from workbench.errors import RunExists, RunNotFound, UsageError
+from workbench.store.journal import read_tail
 from workbench.store.layout import Layout
 from workbench.store.location import Location, Lock
 from workbench.store.names import (
@@ -51,6 +52,10 @@ AFTER = "after"
 
 FIRST = "1CECHNKREP0F1RSTCMT0"
 """Id that Icechunk 1.x gives the empty snapshot with which every repository begins."""
+
+
+TRIES = 8
+"""Commits that may land while a reader looks for the rows after one of them."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,18 @@ class RunStore:
         return self.repository.lookup_branch(branch)
 
     def read(self, branch: str = MAIN) -> Snapshot:
-        """The branch as it is now; what is committed later needs another `read`."""
-        return Snapshot(self.repository, self.tip(branch))
+        """The branch as it is now, to its last step: rows that are in the journal and not yet
+        committed are the snapshot's tail. What comes later needs another `read`.
+        """
+        tip = self.tip(branch)
+        for _ in range(TRIES):
+            tail = read_tail(self.location.journal_folder, branch, tip)
+            now = self.repository.lookup_branch(branch)
+            # No journal may mean that a commit has just taken its rows in: then that is the tip.
+            if tail or now == tip:
+                return Snapshot(self.repository, tip, tail)
+            tip = now
+        return Snapshot(self.repository, tip)
 
     def read_tag(self, tag: str) -> Snapshot:
         """The state under a tag, such as the one that `rollback` returned."""
@@ -323,6 +338,10 @@ class RunStore:
                 f"branch {branch!r} forked from {parent[0]!r} at step {parent[1]}; it cannot go "
                 f"back to {to_step}: fork a new branch from {parent[0]!r} there."
             )
+        if self.read(branch).tail:
+            # What a writer that is gone left in its journal is set aside with the rest, not lost.
+            with self.writer(branch) as last:
+                last.commit("rows of the journal")
         with self.branch_lock(branch) as writer, self.commit_lock() as lock:
             writer.acquire()
             lock.acquire(wait=True)

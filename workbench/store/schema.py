@@ -26,8 +26,10 @@ import xarray as xr
 
 from workbench.errors import SchemaError
 
-VERSION = 1
-"""Raised by one whenever a stored variable changes its meaning, dims or dtype."""
+VERSION = 2
+"""Raised by one whenever a stored variable changes its meaning, dims or dtype, or what lies beside it.
+migration.py says what each version added.
+"""
 
 
 @dataclass(frozen=True)

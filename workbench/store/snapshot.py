@@ -3,7 +3,8 @@
 Needs   an Icechunk repository and a snapshot of it.
 Yields  Snapshot: groups as lazy datasets with units, meanings and text labels.
 
-A snapshot never changes: what a writer commits meanwhile is seen by opening a newer one.
+A snapshot never changes: what a writer commits meanwhile is seen by opening a newer one. That of a
+branch which is being written has a tail: rows that are in the journal and not yet committed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import xarray as xr
 import zarr
 
 from workbench.errors import RunNotFound, SchemaError
+from workbench.store.journal import Tail
 from workbench.store.layout import Layout, ProbeTokens
 from workbench.store.schema import CLOCKS, GROWING, SCHEMA, VERSION
 
@@ -30,10 +32,12 @@ class Snapshot:
     Args:
         repository: the Icechunk repository.
         id: the snapshot's id.
+        tail: rows after the committed ones, as `journal.read_tail` gives them.
     """
 
-    def __init__(self, repository: ic.Repository, id: str) -> None:
+    def __init__(self, repository: ic.Repository, id: str, tail: Tail | None = None) -> None:
         self.id = id
+        self.tail: Tail = tail or {}
         self._session = repository.readonly_session(snapshot_id=id)
         self.root = zarr.open_group(self._session.store, mode="r", zarr_format=3)
         found = int(self.note.get("schema", 0))
@@ -76,14 +80,16 @@ class Snapshot:
         for name in SCHEMA:
             group = self.root.get(name)
             clocks = [clock for dim in GROWING[name] if (clock := CLOCKS[dim])]
-            if isinstance(group, zarr.Group) and any(clock in group for clock in clocks):
+            stored = isinstance(group, zarr.Group) and any(clock in group for clock in clocks)
+            if stored or name in self.tail:
                 held.append(name)
         return tuple(held)
 
     def labels(self, group: str, dim: str) -> np.ndarray:
         """The labels of a growing dim, such as the recorded steps; empty where there are none."""
         array = self.root.get(f"{group}/{dim}")
-        return np.asarray(array[:]) if isinstance(array, zarr.Array) else np.empty(0, np.int64)
+        stored = np.asarray(array[:]) if isinstance(array, zarr.Array) else np.empty(0, np.int64)
+        return np.concatenate([stored, self.tail.get(group, {}).get(dim, {}).get(dim, stored[:0])])
 
     def dataset(self, group: str) -> xr.Dataset:
         """`group` as a lazy dataset; RunNotFound where nothing was recorded in it.

@@ -1,10 +1,11 @@
 """The one writer of a branch: rows in, durable commits out.
 
 Needs   a store, a branch nobody else writes.
-Yields  StoreWriter: `append`, `commit`, `tag_checkpoint`.
+Yields  StoreWriter: `append`, `seal` and `sync`, `commit`, `tag_checkpoint`.
 
-Promise  What `commit` has acknowledged survives a kill of the process and a power cut. A reader
-         sees all of a commit or none of it.
+Promise  What `commit` or `sync` has acknowledged survives a kill of the process and a power cut,
+         what `seal` has, a kill. A reader sees all of a commit or of a frame of the journal, or
+         none of it.
 Order    lock of the repository, chunks, flush (a snapshot that no branch shows yet), sync, branch
          moved to it, sync, lock freed.
 Locks    A branch has one writer, for as long as it lives (a second is refused). Writers of other
@@ -28,9 +29,12 @@ import zarr
 
 from workbench.errors import SchemaError, StoreBusy, UsageError
 from workbench.store.arrays import create_array
-from workbench.store.durable import sync_tree
+from workbench.store.journal import Journal
 from workbench.store.layout import Layout
+from workbench.store.migration import migrate, version_of
 from workbench.store.names import CheckpointTag
+from workbench.store.overviews import BLOCK, extend_overviews
+from workbench.store.pooling import LEVELS
 from workbench.store.ragged import faults_of_offsets
 from workbench.store.schema import CLOCKS, COORDINATES, GROWING, SCHEMA, VERSION, Variable
 from workbench.store.snapshot import ROOT, Snapshot
@@ -38,6 +42,9 @@ from workbench.store.strand import Strand
 
 if TYPE_CHECKING:
     from workbench.store.run_store import RunStore
+
+OVERVIEW_ROWS = BLOCK * LEVELS[0]
+"""Rows that make a whole block of the finest overview."""
 
 
 def label_values(layout: Layout, group: str, name: str) -> np.ndarray | None:
@@ -90,6 +97,11 @@ def _run_apart(work: Coroutine[Any, Any, None]) -> None:
         pool.submit(asyncio.run, work).result()
 
 
+def _last_marked(store: RunStore, branch: str) -> str:
+    """The last checkpoint's snapshot on the way to the end of `branch`; "" where there is none."""
+    return next(reversed(store.checkpoints(branch).values()), "")
+
+
 class StoreWriter:
     """Appends rows to one branch. Made by `RunStore.writer`; use it as a context.
 
@@ -112,12 +124,18 @@ class StoreWriter:
             self.layout = snapshot.layout
             self._attrs = snapshot.attrs
             self._relabel = False
+            self._version = version_of(snapshot.root)
             self._owes_sync = False
+            self._marked = _last_marked(store, branch)
             self._strands = {
                 (group, dim): Strand(group, dim, self._stored(snapshot, group))
                 for group, dims in GROWING.items()
                 for dim in dims
             }
+            self._journal = Journal(store.location.journal_folder, branch, self.snapshot_id)
+            self.recovered = self._recover()
+            """Steps that a writer before this one had in its journal and not committed; they wait
+            for the next commit."""
         except BaseException:
             self._lock.close()
             raise
@@ -126,6 +144,13 @@ class StoreWriter:
     def _stored(snapshot: Snapshot, group: str) -> zarr.Group | None:
         stored = snapshot.root.get(group)
         return stored if isinstance(stored, zarr.Group) else None
+
+    def _recover(self) -> int:
+        """Takes in again what the last writer left in its journal."""
+        self._journal.discard_others()
+        for group, rows in self._journal.entries():
+            self._take(group, rows, {})
+        return self._strands["train", "step"].waiting
 
     def last(self, group: str, dim: str | None = None) -> int | None:
         """Step of the last row of `group`, waiting rows included; None where it has none.
@@ -176,7 +201,13 @@ class StoreWriter:
         self._check_open()
         if group not in SCHEMA:
             raise SchemaError(f"no group {group!r}; the groups are {', '.join(SCHEMA)}.")
-        faults = self._declare(group, declared or {})
+        self._take(group, rows, declared or {})
+        self._journal.add(group, rows)
+
+    def _take(
+        self, group: str, rows: Mapping[str, np.ndarray], declared: Mapping[str, Variable]
+    ) -> None:
+        faults = self._declare(group, declared)
         parts, more = self._divide(group, rows)
         faults += more
         for dim, part in parts.items():
@@ -241,6 +272,21 @@ class StoreWriter:
                 del parts[dim]
         return parts, faults
 
+    def seal(self) -> None:
+        """Put what was appended step by step into the journal: a kill of this process does not lose
+        it any more, and readers see it. Costs a write; `sync` costs a wait for the disk.
+        """
+        self._check_open()
+        self._journal.seal()
+
+    def sync(self) -> None:
+        """Seal, and wait until the disk has it: a power cut does not lose it any more.
+
+        Example: call it once a second between commits, as the recorder does.
+        """
+        self._check_open()
+        self._journal.sync()
+
     def commit(self, message: str) -> str:
         """Make everything appended durable and visible, all at once; returns the snapshot's id.
 
@@ -255,6 +301,7 @@ class StoreWriter:
         repository = self._store.repository
         with self._turn as turn:
             turn.acquire(wait=True)
+            self._lock.check()
             session = repository.writable_session(self.branch)
             if session.snapshot_id != self.snapshot_id:
                 raise StoreBusy(
@@ -262,25 +309,34 @@ class StoreWriter:
                     f"this writer held it at {self.snapshot_id}; open a new writer and go on there."
                 )
             root = zarr.open_group(session.store, mode="r+", zarr_format=3)
+            if self._version < VERSION:
+                migrate(root)
             if self._relabel:
                 write_labels(root, self.layout, self._attrs)
             _run_apart(_write_all(root, list(grown.values()), self.layout.sizes))
-            new = session.flush(message, metadata={"branch": self.branch, **self._ends()})
-            sync_tree(self._store.path)
+            for group in ("router", "train"):
+                strand = self._strands[group, "step"]
+                if strand.count // OVERVIEW_ROWS < (strand.count + strand.waiting) // OVERVIEW_ROWS:
+                    extend_overviews(root, group)
+            note = {"branch": self.branch, "after": self._marked, **self._ends()}
+            new = session.flush(message, metadata=note)
+            self._store.location.sync()
             repository.reset_branch(self.branch, new, from_snapshot_id=self.snapshot_id)
             # The branch shows the rows from here on, whatever the last sync says.
             for strand in grown.values():
                 strand.settle()
             self._relabel = False
+            self._version = VERSION
             self.snapshot_id = new
             self._owes_sync = True
             self._pay_sync()
+        self._journal.begin(new)
         return new
 
     def _pay_sync(self) -> None:
         """Sync if the last commit's own sync failed or has not happened yet."""
         if self._owes_sync:
-            sync_tree(self._store.path)
+            self._store.location.sync()
             self._owes_sync = False
 
     def _ends(self) -> dict[str, int]:
@@ -313,10 +369,11 @@ class StoreWriter:
                 f"checkpoint {step} cannot be tagged: branch {self.branch!r} already holds {group} "
                 f"up to step {end}. Tag a checkpoint before recording the next step."
             )
+        self._marked = self.snapshot_id
         tag = str(CheckpointTag(self.branch, step, self.snapshot_id))
         if tag not in self._store.repository.list_tags():
             self._store.repository.create_tag(tag, self.snapshot_id)
-            sync_tree(self._store.path)
+            self._store.location.sync()
         return tag
 
     def _check_open(self) -> None:
@@ -324,7 +381,10 @@ class StoreWriter:
             raise UsageError("this writer is closed; open another with store.writer(branch).")
 
     def close(self) -> None:
-        """Free the branch for another writer; what waits is dropped."""
+        """Free the branch for another writer. What waits is dropped, unless it was sealed: that the
+        next writer finds in the journal.
+        """
+        self._journal.close()
         self._lock.close()
 
     def __enter__(self) -> StoreWriter:

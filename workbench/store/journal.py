@@ -1,0 +1,243 @@
+"""The journal of a branch: rows that wait for the next commit, safe in a file.
+
+Needs   the rows of each append; the snapshot that the branch stands at.
+Yields  Journal, for the writer: `add`, `seal`, `sync`, `begin`. `read_journal` and `read_tail`, for
+        who comes after a crash and for who reads a live run.
+
+A commit fills chunks, so it comes every fifty steps or so; a crash must not take that much. Rows go
+at once into <store>/journal/<branch>.<snapshot>.log as well, in frames that carry their length and a
+CRC-32: a frame is there whole or not at all. Only rows that come step by step are kept so; what
+comes at a checkpoint is committed there and then.
+
+The file's name says which commit its rows come after. A commit that succeeds begins another file, so
+a file of any other name than the branch's tip holds nothing that is not committed.
+
+Layout of a frame: 4 bytes b"WBJ1", length of the payload (uint64, little-endian), CRC-32 of the
+payload (uint32), payload. Payload: length of its header (uint32), header (JSON: a list of
+{"group": ..., "rows": {name: [dtype, shape]}}), and the arrays' bytes in that order, row-major.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.store.schema import GROWING
+from workbench.store.strand import variables_along
+
+JOURNALLED = ("router", "train", "traces")
+"""Groups whose rows come step by step."""
+
+_MAGIC = b"WBJ1"
+_FRAME = struct.Struct("<4sQI")
+_HEADER = struct.Struct("<I")
+FRAME_AT_MOST = 1 << 32
+
+Entry = tuple[str, dict[str, np.ndarray]]
+"""A group, and its rows by name."""
+
+Tail = Mapping[str, Mapping[str, dict[str, np.ndarray]]]
+"""Rows after the committed ones: group -> growing dim -> variable -> values."""
+
+
+def journal_file(folder: Path, branch: str, snapshot: str) -> Path:
+    """Where the rows lie that come after `snapshot` on `branch`."""
+    return folder / f"{branch}.{snapshot}.log"
+
+
+class Journal:
+    """The open journal of a branch's one writer.
+
+    Args:
+        folder: of all journals of the store; made with the first rows.
+        branch: whose rows these are.
+        snapshot: the commit that they come after.
+
+    Raises (any method that writes):
+        OSError: the disk is full or fails. What was added still waits, the file ends with its last
+            whole frame, and the next call tries again.
+    """
+
+    def __init__(self, folder: Path, branch: str, snapshot: str) -> None:
+        self.folder = folder
+        self.branch = branch
+        self._snapshot = snapshot
+        self._fd: int | None = None
+        self._end = 0
+        self._waiting: list[Entry] = []
+        self._dirty = False
+
+    @property
+    def file(self) -> Path:
+        """The file of the rows since the last commit; there may be none."""
+        return journal_file(self.folder, self.branch, self._snapshot)
+
+    def entries(self) -> list[Entry]:
+        """What a writer that is gone has left here; the file is cut after its last whole frame."""
+        if not self.file.exists():
+            return []
+        found, end = _frames(self.file.read_bytes())
+        self._open()
+        assert self._fd is not None
+        os.ftruncate(self._fd, end)
+        self._end, self._dirty = end, True
+        return found
+
+    def add(self, group: str, rows: Mapping[str, np.ndarray]) -> None:
+        """Rows of one append, copied, to be written with the next `seal`."""
+        if group in JOURNALLED and any(len(values) for values in rows.values()):
+            self._waiting.append((group, {name: np.array(v) for name, v in rows.items()}))
+
+    def seal(self) -> None:
+        """Write what was added as one frame: from here on a kill of the process does not lose it,
+        and readers see it.
+        """
+        if not self._waiting:
+            return
+        if self._fd is None:
+            self._open()
+        assert self._fd is not None
+        frame = _frame(self._waiting)
+        try:
+            done = 0
+            while done < len(frame):
+                done += os.pwrite(self._fd, memoryview(frame)[done:], self._end + done)
+        except BaseException:
+            os.ftruncate(self._fd, self._end)
+            raise
+        self._end += len(frame)
+        self._waiting.clear()
+        self._dirty = True
+
+    def sync(self) -> None:
+        """Seal, and wait until the disk has it: from here on a power cut does not lose it."""
+        self.seal()
+        if self._dirty and self._fd is not None:
+            os.fsync(self._fd)
+            self._dirty = False
+
+    def begin(self, snapshot: str) -> None:
+        """What was added is committed as `snapshot`: drop the file; the next rows begin another."""
+        file = self.file
+        self._waiting.clear()
+        self.close()
+        self._snapshot = snapshot
+        file.unlink(missing_ok=True)
+
+    def discard_others(self) -> None:
+        """Remove files that a writer left which ended between its commit and `begin`."""
+        for file in self.folder.glob(f"{self.branch}.*.log"):
+            if file != self.file:
+                file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file and leave it where it is; what was not sealed is dropped."""
+        fd, self._fd = self._fd, None
+        self._end, self._dirty = 0, False
+        if fd is not None:
+            os.close(fd)
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        # A file whose name is not on the disk is lost with all that was synced in it.
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _frame(entries: list[Entry]) -> bytes:
+    header, arrays = [], []
+    for group, rows in entries:
+        held = {name: np.ascontiguousarray(values) for name, values in rows.items()}
+        shapes = {name: [a.dtype.newbyteorder("<").str, a.shape] for name, a in held.items()}
+        header.append({"group": group, "rows": shapes})
+        arrays += [a.astype(a.dtype.newbyteorder("<"), copy=False).tobytes() for a in held.values()]
+    text = json.dumps(header).encode()
+    payload = b"".join([_HEADER.pack(len(text)), text, *arrays])
+    return _FRAME.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
+
+
+def _frames(data: bytes) -> tuple[list[Entry], int]:
+    """Entries of the whole frames at the beginning of `data`, and where these end."""
+    found: list[Entry] = []
+    at = 0
+    while at + _FRAME.size <= len(data):
+        magic, length, crc = _FRAME.unpack_from(data, at)
+        start = at + _FRAME.size
+        payload = memoryview(data)[start : start + length]
+        if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != crc:
+            break
+        found += _entries(payload)
+        at = start + length
+    return found, at
+
+
+def _entries(payload: memoryview) -> Iterator[Entry]:
+    (length,) = _HEADER.unpack_from(payload)
+    at = _HEADER.size + length
+    for note in json.loads(bytes(payload[_HEADER.size : at])):
+        rows = {}
+        for name, (dtype, shape) in note["rows"].items():
+            values = np.frombuffer(
+                payload, dtype, count=int(np.prod(shape, dtype=np.int64)), offset=at
+            )
+            at += values.nbytes
+            rows[name] = values.reshape(shape)
+        yield note["group"], rows
+
+
+def read_journal(file: Path) -> tuple[list[Entry], int]:
+    """What a journal holds, and how many bytes at its end belong to no whole frame.
+
+    Bytes left over are what a kill cut short, or, where the frames go on behind them, damage.
+
+    Raises:
+        FileNotFoundError: there is none, or its rows were committed meanwhile.
+    """
+    data = file.read_bytes()
+    found, end = _frames(data)
+    return found, len(data) - end
+
+
+def read_tail(folder: Path, branch: str, snapshot: str) -> Tail:
+    """Rows that come after `snapshot` on `branch`, by now; empty where there are none."""
+    try:
+        entries, _ = read_journal(journal_file(folder, branch, snapshot))
+    except FileNotFoundError:
+        return {}
+    return tail_of(entries)
+
+
+def tail_of(entries: list[Entry]) -> Tail:
+    """Entries joined by group and growing dim, as they will stand after the committed rows.
+
+    Example:
+        >>> step = np.array([1])
+        >>> tail = tail_of([("train", {"step": step}), ("train", {"step": step + 1})])
+        >>> tail["train"]["step"]["step"]
+        array([1, 2])
+    """
+    pieces: dict[str, dict[str, dict[str, list[np.ndarray]]]] = {}
+    for group, rows in entries:
+        for dim in GROWING[group]:
+            for name in variables_along(group, dim).keys() & rows.keys():
+                of_dim = pieces.setdefault(group, {}).setdefault(dim, {})
+                of_dim.setdefault(name, []).append(rows[name])
+    joined: dict[str, dict[str, dict[str, Any]]] = {
+        group: {
+            dim: {name: np.concatenate(values) for name, values in of_dim.items()}
+            for dim, of_dim in dims.items()
+        }
+        for group, dims in pieces.items()
+    }
+    return joined
