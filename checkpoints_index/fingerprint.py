@@ -6,14 +6,28 @@ Yields  `fingerprint`: 32 hexadecimal digits.
 Every floating value is rounded to bfloat16 (to nearest, ties to even) and the names, shapes and
 rounded values are hashed in the order of their names. So a model saved in float32 and its copy in
 bfloat16 agree, sharded or not, in whatever file format. What it is not: a checksum. A change too
-small for bfloat16 everywhere goes unseen (the digests of the files see it), and a format that
-renames tensors has another fingerprint until the names are mapped back.
+small for bfloat16 everywhere goes unseen (the digests of the files see it).
+
+A model has one fingerprint in every format that names its tensors alike. Where formats name them
+differently, these rules bring them together, and no others:
+
+| held as                                  | hashed as                                             |
+|------------------------------------------|-------------------------------------------------------|
+| ...experts.gate_up_proj (E, 2F, D)       | ...experts.N.gate_proj.weight, .up_proj.weight (F, D) |
+| ...experts.down_proj (E, D, F)           | ...experts.N.down_proj.weight (D, F)                  |
+| ...block_sparse_moe.experts.N.w1, w3, w2 | ...mlp.experts.N.gate_proj, up_proj, down_proj        |
+| ...block_sparse_moe.                     | ...mlp.                                               |
+| a Hugging Face folder of a DBRX          | our own model's names (formats/dbrx_names.py)         |
+
+The first two are what transformers does between its files and its memory (Mixtral, Qwen-MoE, OLMoE
+and their like), the next two what it renames of a Mixtral.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,12 +68,46 @@ def _canonical(dtype: str, raw: bytes) -> bytes:
     return values.astype("<i8", casting="unsafe").tobytes()
 
 
-def digest(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
+Stored = tuple[str, str, tuple[int, ...], bytes]
+"""A tensor: name, safetensors' dtype, shape, bytes."""
+
+_FUSED = re.compile(r"(.*\bexperts)\.(gate_up_proj|down_proj)", re.S)
+_MIXTRAL = re.compile(r"(.*\.mlp\.experts\.\d+)\.(w[123])\.weight", re.S)
+_MIXTRAL_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def one_naming(tensors: Iterable[Stored]) -> Iterator[Stored]:
+    """The tensors under the names that are hashed: the rules at the top of this file.
+
+    Example:
+        >>> fused = ("mlp.experts.down_proj", "I8", (2, 1, 1), bytes([7, 8]))
+        >>> [name for name, _, _, _ in one_naming([fused])]
+        ['mlp.experts.0.down_proj.weight', 'mlp.experts.1.down_proj.weight']
+    """
+    for name, dtype, shape, raw in tensors:
+        fused = _FUSED.fullmatch(name)
+        if fused and len(shape) == 3 and shape[0] and (fused[2] == "down_proj" or not shape[1] % 2):
+            parts = ("gate_proj", "up_proj") if fused[2] == "gate_up_proj" else ("down_proj",)
+            box = (shape[1] // len(parts), shape[2])
+            each = len(raw) // (shape[0] * len(parts))
+            for i in range(shape[0] * len(parts)):
+                number, part = divmod(i, len(parts))
+                own = f"{fused[1]}.{number}.{parts[part]}.weight"
+                yield own, dtype, box, raw[i * each : (i + 1) * each]
+            continue
+        if ".block_sparse_moe." in name:
+            name = name.replace(".block_sparse_moe.", ".mlp.")
+            if expert := _MIXTRAL.fullmatch(name):
+                name = f"{expert[1]}.{_MIXTRAL_NAMES[expert[2]]}.weight"
+        yield name, dtype, shape, raw
+
+
+def digest(tensors: Iterable[Stored]) -> str:
     """The fingerprint of (name, safetensors dtype, shape, bytes), in any order."""
     parts = {
         name: hashlib.blake2b(_canonical(dtype, raw), digest_size=16).digest()
         + repr(shape).encode()
-        for name, dtype, shape, raw in tensors
+        for name, dtype, shape, raw in one_naming(tensors)
     }
     whole = hashlib.blake2b(digest_size=16)
     for name in sorted(parts):
@@ -80,14 +128,22 @@ def fingerprint(tensors: Mapping[str, Any]) -> str:
     return digest((name, *_held(value)) for name, value in tensors.items())
 
 
+def held_bytes(tensor: Any) -> bytes:
+    """The bytes of a torch tensor of any type, little-endian, row-major."""
+    import torch
+
+    # A view of bytes wants a dimension, and numpy knows neither bfloat16 nor float8.
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
 def _held(value: Any) -> tuple[str, tuple[int, ...], bytes]:
     if hasattr(value, "detach"):
-        import torch
+        from checkpoints_index.safetensors_file import TORCH_NAMES
 
-        value = value.detach().cpu().contiguous()
-        if value.dtype == torch.bfloat16:
-            return "BF16", tuple(value.shape), value.view(torch.int16).numpy().tobytes()
-        value = value.numpy()
+        kinds = {kind: name for name, kind in TORCH_NAMES.items()}
+        kind = str(value.dtype).removeprefix("torch.")
+        return kinds.get(kind, kind), tuple(value.shape), held_bytes(value)
     array = np.asarray(value)
     little = array.dtype.newbyteorder("<")
     names = {np.dtype(v): k for k, v in _NUMPY.items()}
