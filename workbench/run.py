@@ -6,6 +6,7 @@ Yields  `open_run`: Run, of one branch, as it stood when it was opened.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from workbench.checkpoints import Checkpoint, Checkpoints
 from workbench.errors import RunNotFound
 from workbench.run_text import describe
 from workbench.store.names import MAIN
+from workbench.store.overview import overview
 from workbench.store.ragged import expert_rows
 from workbench.store.run_store import RunStore
 from workbench.store.schema import SCHEMA
@@ -35,13 +37,15 @@ def open_run(path: str | Path, branch: str | None = None) -> Run:
     """The run in the folder `path`, whether or not it is still being written.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or the s3:// URL of its record (then without its checkpoints).
         branch: the arm to look at; "main" where nothing else is said, or the only one there is.
 
     Raises:
         RunNotFound: no run there (runs near by are named), or no such branch (those there are
             listed).
     """
+    if isinstance(path, str) and "://" in path:
+        return Run(Path(path), branch, RunStore.open(path))
     folder = Path(path)
     if not any((folder / part).exists() for part in ("run.json", "store", "index")):
         raise RunNotFound(_nothing_at(folder))
@@ -57,12 +61,15 @@ class Run:
     Args:
         path: the run's folder.
         branch: as for `open_run`.
+        store: its record, where that is not for the folder to say.
     """
 
-    def __init__(self, path: Path, branch: str | None = None) -> None:
-        self.path = Path(path).absolute()
+    def __init__(
+        self, path: Path, branch: str | None = None, store: RunStore | None = None
+    ) -> None:
+        self.path = Path(path) if store else Path(path).absolute()
         self.index = CheckpointIndex(self.path)
-        self.store = RunStore.open(self.path / "store") if (self.path / "store").exists() else None
+        self.store = store or self._find_store()
         self.branch = self._choose(branch)
         self._snapshot = self._look()
 
@@ -79,6 +86,10 @@ class Run:
             )
         return branch
 
+    def _find_store(self) -> RunStore | None:
+        place = RunFolder(self.path).store
+        return RunStore.open(place) if place.exists() else None
+
     def _look(self) -> Snapshot | None:
         if self.store is None or self.branch not in self.store.branches:
             return None
@@ -89,8 +100,7 @@ class Run:
         keep their moment."""
         for name in ("attrs", *SCHEMA, "checkpoints", "clock", "_fork"):
             self.__dict__.pop(name, None)
-        if self.store is None and (self.path / "store").exists():
-            self.store = RunStore.open(self.path / "store")
+        self.store = self.store or self._find_store()
         self._snapshot = self._look()
         return self
 
@@ -123,7 +133,7 @@ class Run:
 
     def arm(self, branch: str) -> Run:
         """The run seen from another branch, whose history includes the trunk up to its fork."""
-        return Run(self.path, branch)
+        return Run(self.path, branch, self.store)
 
     @cached_property
     def _fork(self) -> tuple[str, int] | None:
@@ -201,6 +211,39 @@ class Run:
             RunNotFound: nothing of the kind was recorded; what was is listed.
         """
         return expert_rows(self.interiors, layer=layer, expert=expert, checkpoint=checkpoint)
+
+    @property
+    def snapshot_id(self) -> str | None:
+        """Id of the commit that is being looked at; None where nothing was recorded."""
+        return self._snapshot.id if self._snapshot else None
+
+    def overview(
+        self,
+        group: str = "router",
+        *,
+        points: int = 1000,
+        start: int | None = None,
+        stop: int | None = None,
+        variables: Sequence[str] | None = None,
+    ) -> xr.Dataset:
+        """Many steps in few numbers: mean, least and greatest of every variable in each of at most
+        about `points` bins, read from what was summarised as it was written. A run of a million
+        steps takes no longer than one of ten thousand.
+
+        Args:
+            group: "router" or "train".
+            points: bins, at most twice as many.
+            start, stop: steps s with start < s <= stop; all where they are not given.
+            variables: which; None for all.
+
+        Returns:
+            x, x_min and x_max over `bin`, with first_step, last_step and rows of every bin.
+        """
+        if self._snapshot is None:
+            raise RunNotFound(f"the run {self.path} has no record of branch {self.branch!r}.")
+        return overview(
+            self._snapshot, group, points=points, start=start, stop=stop, variables=variables
+        )
 
     @property
     def tree(self) -> xr.DataTree:

@@ -68,6 +68,8 @@ class Recorder:
         group: the ranks whose tokens differ, in a distributed training; None for all. Every rank
             makes a recorder; the first one writes.
         about: further entries of run.json, where the run is begun here.
+        store: where the record goes, such as "s3://bucket/runs/mine", where the run is begun here;
+            None for the run's own folder. run.json remembers it.
 
     Raises:
         CaptureError: the model has no router that is known.
@@ -93,6 +95,7 @@ class Recorder:
         overhead: str | float | None = None,
         group: Any = None,
         about: Mapping[str, Any] | None = None,
+        store: str | None = None,
     ) -> None:
         self.folder = RunFolder(path)
         self.branch = branch
@@ -126,7 +129,8 @@ class Recorder:
             try:
                 opened = open_branch(
                     self.folder, branch, self.sites, self.domains, tasks, probe,
-                    resume_at=resume_at, ranks=self.ranks.count, about=about,
+                    resume_at=resume_at, ranks=self.ranks.count,
+                    about={**(about or {}), **({"store": store} if store else {})},
                 )  # fmt: skip
             except BaseException:
                 self._tap.close()

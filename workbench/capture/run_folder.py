@@ -4,9 +4,11 @@ Needs   a path.
 Yields  paths of its parts; `run.json`, written whole or not at all.
 
     run.json        name, when, with which software, configuration, phases, arms, what capture
-    dropped tokenizer.json  the run's tokenizer
-    store/          the record          checkpoints/<branch>/step-.../   the weights          index/
-      their records
+                    dropped, and where the record is if it is not here
+    tokenizer.json  the run's tokenizer
+    store/          the record
+    checkpoints/    the weights, <branch>/step-.../
+    index/          their records
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import RunExists, RunNotFound
+from workbench.store.location import Location
 
 FORMAT_VERSION = 1
 
@@ -29,9 +32,10 @@ class RunFolder:
         self.path = Path(path)
 
     @property
-    def store(self) -> Path:
-        """The record."""
-        return self.path / "store"
+    def store(self) -> Location:
+        """Where the record is: store/ in the folder, or the place that run.json names."""
+        named = self.read().get("store") if self.exists else None
+        return Location.of(named if isinstance(named, str) else self.path / "store")
 
     @property
     def tokenizer(self) -> Path:

@@ -4,13 +4,13 @@ Needs   the rows of each append; the snapshot that the branch stands at.
 Yields  Journal, for the writer: `add`, `seal`, `sync`, `begin`. `read_journal` and `read_tail`, for
         who comes after a crash and for who reads a live run.
 
-A commit fills chunks, so it comes every fifty steps or so; a crash must not take that much. Rows go
-at once into <store>/journal/<branch>.<snapshot>.log as well, in frames that carry their length and a
-CRC-32: a frame is there whole or not at all. Only rows that come step by step are kept so; what
-comes at a checkpoint is committed there and then.
+A commit fills chunks, so it comes every fifty steps or so; a crash must not take that much. Rows
+go at once into <store>/journal/<branch>.<snapshot>.log as well, in frames that carry their length
+and a CRC-32: a frame is there whole or not at all. Only rows that come step by step are kept so;
+what comes at a checkpoint is committed there and then.
 
-The file's name says which commit its rows come after. A commit that succeeds begins another file, so
-a file of any other name than the branch's tip holds nothing that is not committed.
+The file's name says which commit its rows come after. A commit that succeeds begins another file,
+so a file of any other name than the branch's tip holds nothing that is not committed.
 
 Layout of a frame: 4 bytes b"WBJ1", length of the payload (uint64, little-endian), CRC-32 of the
 payload (uint32), payload. Payload: length of its header (uint32), header (JSON: a list of

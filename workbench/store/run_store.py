@@ -15,8 +15,9 @@ that are not committed yet.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import icechunk as ic
 import zarr
 
-from workbench.errors import RunExists, RunNotFound, UsageError
+from workbench.errors import RunExists, RunNotFound, StoreBusy, UsageError
+from workbench.store.history import History
 from workbench.store.journal import read_tail
 from workbench.store.layout import Layout
 from workbench.store.location import Location, Lock
@@ -35,7 +37,6 @@ from workbench.store.names import (
     CheckpointTag,
     ForkTag,
     check_branch,
-    read_tag,
 )
 from workbench.store.snapshot import Snapshot
 
@@ -45,13 +46,6 @@ if TYPE_CHECKING:
 # Icechunk's logger warns at every commit that two committers on a local disk are unsafe; ours hold
 # a lock.
 ic.set_logs_filter("error")
-
-
-AFTER = "after"
-"""Key in a commit's metadata: `RunStore.last_mark` of the snapshot that it follows."""
-
-FIRST = "1CECHNKREP0F1RSTCMT0"
-"""Id that Icechunk 1.x gives the empty snapshot with which every repository begins."""
 
 
 TRIES = 8
@@ -88,6 +82,7 @@ class RunStore:
     def __init__(self, location: Location, repository: ic.Repository) -> None:
         self.location = location
         self.repository = repository
+        self.history = History(repository)
 
     @property
     def path(self) -> Path:
@@ -177,6 +172,26 @@ class RunStore:
             tip = now
         return Snapshot(self.repository, tip)
 
+    def identity(self, branch: str, until_step: int) -> str:
+        """A word for what `branch` holds up to and including `until_step`: it changes when that
+        does, and not when later steps come.
+
+        Rows are never changed, only followed by others or set aside; so it is the id of the first
+        checkpoint from there on, or of the last commit, with a digest of the rows that wait.
+        """
+        for step, id in self.checkpoints(branch).items():
+            if step >= until_step:
+                return id
+        now = self.read(branch)
+        if not now.tail:
+            return now.id
+        waiting = hashlib.blake2b(digest_size=8)
+        for dims in now.tail.values():
+            for rows in dims.values():
+                for values in rows.values():
+                    waiting.update(values.tobytes())
+        return f"{now.id}+{waiting.hexdigest()}"
+
     def read_tag(self, tag: str) -> Snapshot:
         """The state under a tag, such as the one that `rollback` returned."""
         if tag not in self.repository.list_tags():
@@ -187,76 +202,21 @@ class RunStore:
         """The parent of a branch and the step at which it forked; None for a branch that began by
         itself.
         """
-        forks = {
-            tag.snapshot: (tag.parent, tag.step)
-            for tag in self._tags(ForkTag)
-            if tag.branch == branch
-        }
-        if len(forks) < 2:
-            return next(iter(forks.values()), None)
-        # A fork that was cut short left a tag without a branch and was made again: the newest
-        # counts.
-        return next(forks[id] for id in self._marks(self.tip(branch)) if id in forks)
+        return self.history.lineage(branch)
 
     def checkpoints(self, branch: str) -> dict[int, str]:
         """Tagged checkpoints in the history of `branch`, its trunk included: step -> snapshot
         id.
         """
-        tagged = {tag.snapshot: tag.step for tag in self._tags(CheckpointTag)}
-        found: dict[int, str] = {}
-        for id in self._marks(self.tip(branch)):
-            if id in tagged:
-                found.setdefault(tagged[id], id)
-        return dict(sorted(found.items()))
-
-    def last_mark(self, snapshot: str) -> str:
-        """The newest snapshot at or before `snapshot` that is a checkpoint, or the first commit
-        where none is.
-
-        Every commit carries this of the snapshot that it follows, as "after" in its metadata: the
-        marks form a chain that is walked without the commits between them, which is what `fork`,
-        `rollback` and `checkpoints` do.
-        """
-        tagged = {tag.snapshot for tag in self._tags(CheckpointTag)}
-        id = snapshot
-        for id in self._marks(snapshot):
-            if id in tagged or self.repository.lookup_snapshot(id).parent_id == FIRST:
-                break
-        return id
+        return self.history.checkpoints(self.tip(branch))
 
     def set_aside_checkpoints(self, branch: str) -> set[int]:
         """Steps of checkpoints that were tagged on `branch` and that a rollback took off it."""
-        if not any(tag.branch == branch for tag in self._tags(AsideTag)):
+        if not any(tag.branch == branch for tag in self.history.tags(AsideTag)):
             return set()
-        tagged = {tag.step for tag in self._tags(CheckpointTag) if tag.branch == branch}
+        tags = self.history.tags(CheckpointTag)
+        tagged = {tag.step for tag in tags if tag.branch == branch}
         return tagged - self.checkpoints(branch).keys()
-
-    def _tags(self, kind: type) -> list[Any]:
-        tags = (read_tag(name) for name in self.repository.list_tags())
-        return [tag for tag in tags if isinstance(tag, kind)]
-
-    def _marks(self, snapshot: str) -> Iterator[str]:
-        """Ids from `snapshot` back to the repository's own first one, newest first: every tagged
-        checkpoint and the first commit are among them, most of the others are not.
-        """
-        seen: set[str] = set()
-        id: str | None = snapshot
-        while id and id not in seen:
-            seen.add(id)
-            info = self.repository.lookup_snapshot(id)
-            yield id
-            after = info.metadata.get(AFTER)
-            # No mark (a store of an older version), or one that leads nowhere: step by step.
-            id = after if self._is_mark(after, seen) else info.parent_id
-
-    def _is_mark(self, id: object, seen: set[str]) -> bool:
-        if not isinstance(id, str) or not id or id in seen:
-            return False
-        try:
-            self.repository.lookup_snapshot(id)
-        except ic.IcechunkError:
-            return False
-        return True
 
     def _history(self, branch: str) -> list[str]:
         return [snapshot.id for snapshot in self.repository.ancestry(branch=branch)]
@@ -352,9 +312,29 @@ class RunStore:
             if tag not in self.repository.list_tags():
                 self.repository.create_tag(tag, tip)
             self.location.sync()
-            self.repository.reset_branch(branch, target, from_snapshot_id=tip)
+            self.move(branch, target, since=tip)
             self.location.sync()
         return SetAside(tag, branch, self._steps_between(target, tip))
+
+    def move(self, branch: str, to: str, *, since: str) -> None:
+        """Let `branch` stand at snapshot `to` if it still stands at `since`. Hold its lock.
+
+        Raises:
+            StoreBusy: it was moved by somebody else meanwhile; it is left there.
+        """
+        try:
+            self.repository.reset_branch(branch, to, from_snapshot_id=since)
+        except ic.IcechunkError as error:
+            there = self.repository.lookup_branch(branch)
+            # A request whose answer was lost on the way is sent again, and finds its own work.
+            if there == to:
+                return
+            if there == since:
+                raise
+            raise StoreBusy(
+                f"branch {branch!r} of {self.location} was moved to {there} by somebody else while "
+                f"it was written from {since}; open a new writer and go on there."
+            ) from error
 
     def _checkpoint(self, branch: str, step: int) -> str:
         """Snapshot of the checkpoint at `step` in the history of `branch`."""
@@ -362,7 +342,7 @@ class RunStore:
         known = self.checkpoints(branch)
         if step == 0 and 0 not in known:
             # Before the first step: the commit after the repository's own, which holds the layout.
-            return list(self._marks(self.tip(branch)))[-2]
+            return self.history.first(self.tip(branch))
         if step not in known:
             near = sorted(known, key=lambda s: (abs(s - step), s))[:5]
             have = f"near it: {', '.join(map(str, sorted(near)))}" if near else "it has none"

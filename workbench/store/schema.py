@@ -27,8 +27,8 @@ import xarray as xr
 from workbench.errors import SchemaError
 
 VERSION = 2
-"""Raised by one whenever a stored variable changes its meaning, dims or dtype, or what lies beside it.
-migration.py says what each version added.
+"""Raised by one whenever a stored variable changes its meaning, dims or dtype, or what lies beside
+it; migration.py says what each version added.
 """
 
 
