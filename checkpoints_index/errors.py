@@ -35,3 +35,24 @@ class PickleRefused(ValueError):
     """Weights that could only be read by running code that the file brings along."""
 
     exit_code = 1
+
+
+class CatalogueMissing(LookupError):
+    """There is no catalogue yet, or none of this version."""
+
+    exit_code = 3
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class CatalogueBusy(RuntimeError):
+    """Another process is scanning into the same catalogue."""
+
+    exit_code = 1
+
+
+class CatalogueDamaged(RuntimeError):
+    """The catalogue's file cannot be read, or is not a catalogue."""
+
+    exit_code = 1

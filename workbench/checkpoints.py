@@ -2,11 +2,12 @@
 
 Needs   a run's index (and its store, for what was measured at the checkpoints).
 Yields  Checkpoints, a sequence of Checkpoint; torch is imported when weights are loaded.
+        `needed_by_store`: the checkpoints that a store can go on from, or forks were made at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from workbench.run import Run
+    from workbench.store.run_store import RunStore
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,21 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Where it lies; RecordError where that is a URL."""
         return self.record.path(self.run_path)
+
+    @property
+    def location(self) -> str | Path:
+        """Where it lies: a path, or a URL."""
+        return self.record.uri if self.record.is_remote else self.path
 
     @property
     def weights(self) -> Weights:
         """Its tensors by name, each read when it is asked for."""
         if not self.record.complete:
-            raise CheckpointIncomplete(
-                f"{self.path}: the index marks it as unfinished or written over; use another "
-                f"checkpoint."
-            )
-        return open_weights(self.path)
+            why = self.record.pruned or "the index marks it as unfinished or written over"
+            raise CheckpointIncomplete(f"{self.location}: {why}; use another checkpoint.")
+        return open_weights(self.location)
 
     def load(
         self, names: Sequence[str] | str | None = None, device: str = "cpu"
@@ -81,7 +86,7 @@ class Checkpoint:
     def __repr__(self) -> str:
         return (
             f"Checkpoint(step={self.step}, tokens_seen={self.tokens_seen}, branch={self.branch!r}, "
-            f"path={str(self.path)!r})"
+            f"path={str(self.location)!r})"
         )
 
 
@@ -156,3 +161,41 @@ class Checkpoints(Sequence[Checkpoint]):
             lines[4:-4] = ["  ..."]
         head = f"{len(self)} checkpoints of branch {self._run.branch!r}, {self._run.path}"
         return "\n".join([head, *lines])
+
+
+def needed_by_store(
+    store: RunStore, records: Iterable[CheckpointRecord]
+) -> dict[tuple[str, int], str]:
+    """The checkpoints without which the record of `store` could not be gone on with, and why.
+
+    These are, by (branch, step): where arms forked; the newest whole checkpoint in the history of
+    every branch, which after a rollback is not the newest of the index; where a rollback went.
+
+    Args:
+        records: of the same run.
+    """
+    from workbench.store.names import AsideTag, read_tag
+
+    whole = {(r.branch, r.step) for r in records if r.complete}
+    forks = {branch: store.lineage(branch) for branch in store.branches}
+
+    def saved_on(branch: str, step: int) -> tuple[str, int]:
+        # Before its fork, a branch's history was saved by its trunk.
+        while (fork := forks.get(branch)) is not None and step <= fork[1]:
+            branch = fork[0]
+        return branch, step
+
+    needed: dict[tuple[str, int], str] = {}
+    for name in store.repository.list_tags():
+        tag = read_tag(name)
+        if isinstance(tag, AsideTag):
+            needed[saved_on(tag.branch, tag.step)] = f"{tag.branch!r} was rolled back to here"
+    for branch in store.branches:
+        places = [saved_on(branch, step) for step in store.checkpoints(branch)]
+        there = [place for place in places if place in whole]
+        if there:
+            needed[there[-1]] = f"the store's {branch!r} goes on from here"
+    for branch, fork in forks.items():
+        if fork is not None:
+            needed[saved_on(*fork)] = f"the store's {branch!r} forked here"
+    return needed

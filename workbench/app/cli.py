@@ -9,6 +9,7 @@ the user can mend is one line on stderr; anything else is a fault of ours and ke
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench import __version__
+from workbench.app.checkpoint_commands import checkpoints
+from workbench.app.echo import echo
 
 if TYPE_CHECKING:
     from workbench.app.experiment import Experiment
@@ -65,7 +68,7 @@ def train(
             raise UsageError(
                 "--resume goes on with the run's own plan: leave out --preset, --seed and --steps."
             )
-        click.echo(experiment.standing())
+        echo(experiment.standing())
     else:
         plan = _plan(preset or "nano", seed, steps)
         if share is not None:
@@ -128,10 +131,10 @@ def demo(
         )
     plan = _plan(preset or "nano", seed, steps)
     if there and fresh:
-        click.echo(f"moved the run that was there to {move_aside(into)}")
+        echo(f"moved the run that was there to {move_aside(into)}")
     if experiment.folder.exists:
-        click.echo(f"found {experiment.standing()}")
-        click.echo("going on with it; --fresh (make demo FRESH=1) begins another instead")
+        echo(f"found {experiment.standing()}")
+        echo("going on with it; --fresh (make demo FRESH=1) begins another instead")
     else:
         experiment.begin(plan)
     fork = experiment.plan.schedule.fork_step
@@ -139,7 +142,7 @@ def demo(
     for arm in ("continue", "curriculum"):
         experiment.train_arm(arm, fork)
     page = write_report(into)
-    click.echo(f"\nreport: {page}")
+    echo(f"\nreport: {page}")
     _next(
         "workbench plot router-load RUN -o load.html", "workbench checkpoints list RUN", "make lab",
         run=into,
@@ -155,7 +158,7 @@ def report(run: Path, out: Path | None, as_json: bool) -> None:
     from workbench.app.report import write_report
 
     page = write_report(run, out)
-    click.echo(json.dumps({"report": str(page)}) if as_json else str(page))
+    echo(json.dumps({"report": str(page)}) if as_json else str(page))
 
 
 @commands.command()
@@ -180,61 +183,7 @@ def plot(name: str, run: Path, out: Path | None, branch: str | None, x: str) -> 
         raise UsageError(f"-o {out}: expected a file to write, for example {name}.html.")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(figures.to_html(figure))
-    click.echo(str(out))
-
-
-@commands.group()
-def checkpoints() -> None:
-    """Which weights a run has, where they lie and whether they are whole."""
-
-
-@checkpoints.command("list")
-@RUN
-@click.option("--branch", default=None, help="Only this branch.")
-@JSON
-def list_checkpoints(run: Path, branch: str | None, as_json: bool) -> None:
-    """The checkpoints of RUN, a line each."""
-    records = _index(run).list(branch=branch)
-    if as_json:
-        click.echo(json.dumps([json.loads(r.to_json()) for r in records]))
-        return
-    click.echo(f"{'branch':<14}{'step':>8}{'tokens':>14}  {'phase':<9}{'size':>9}  fingerprint")
-    for r in records:
-        click.echo(
-            f"{r.branch:<14}{r.step:>8}{r.tokens_seen:>14,}  {r.phase:<9}"
-            f"{r.size_bytes / 1e6:>6.1f} MB  {(r.fingerprint or '')[:12]}"
-        )
-
-
-@checkpoints.command("show")
-@RUN
-@click.argument("branch")
-@click.argument("step", type=int)
-def show_checkpoint(run: Path, branch: str, step: int) -> None:
-    """All that is known of one checkpoint, as JSON."""
-    click.echo(_index(run).get(branch, step).to_json(), nl=False)
-
-
-@checkpoints.command("verify")
-@RUN
-@click.option("--fast", is_flag=True, help="Compare sizes only, not digests.")
-def verify_checkpoints(run: Path, fast: bool) -> None:
-    """Compare every checkpoint of RUN with what was written; exits 1 if one is not whole."""
-    from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound
-    from checkpoints_index.formats import verify
-
-    wrong = []
-    records = _index(run).list()
-    for record in records:
-        try:
-            verify(record.path(run), deep=not fast)
-        except (CheckpointIncomplete, CheckpointNotFound) as error:
-            wrong.append(str(error))
-    for line in wrong:
-        click.echo(line, err=True)
-    click.echo(f"{len(records) - len(wrong)} of {len(records)} checkpoints are whole")
-    if wrong:
-        sys.exit(1)
+    echo(str(out))
 
 
 @commands.command()
@@ -278,7 +227,7 @@ def doctor(
         traces=traces, checkpoints=checkpoints, keep=keep, into=into, device=device,
         omp_wait_policy=policy,
     )  # fmt: skip
-    click.echo(json.dumps(plain(model, checkup)) if as_json else as_text(model, checkup))
+    echo(json.dumps(plain(model, checkup)) if as_json else as_text(model, checkup))
     sys.exit(0 if checkup.healthy else 1)
 
 
@@ -300,6 +249,9 @@ def lab(folder: Path) -> None:
     sys.exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
 
 
+commands.add_command(checkpoints)
+
+
 def _plan(preset: str, seed: int | None, steps: int | None) -> Any:
     from dataclasses import replace
 
@@ -315,7 +267,7 @@ def _experiment(into: Path, device: str, compile: bool, threads: int | None) -> 
     _use_threads(threads)
     from workbench.app.experiment import Experiment
 
-    return Experiment(into, say=click.echo, device=device, compile=compile)
+    return Experiment(into, say=echo, device=device, compile=compile)
 
 
 def _use_threads(threads: int | None) -> None:
@@ -329,19 +281,11 @@ def _use_threads(threads: int | None) -> None:
     torch.set_num_threads(threads or min(4, os.cpu_count() or 1, torch.get_num_threads()))
 
 
-def _index(run: Path) -> Any:
-    from checkpoints_index.index import CheckpointIndex
-    from workbench.run import open_run
-
-    open_run(run)  # says so if there is no run
-    return CheckpointIndex(run)
-
-
 def _next(*commands: str, run: Path) -> None:
     import shlex
 
     lines = (c.replace("RUN", shlex.quote(str(run))) for c in commands)
-    click.echo("next:\n" + "\n".join(f"  {line}" for line in lines))
+    echo("next:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -353,16 +297,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        echo(shown.getvalue(), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what was committed is kept", err=True)
+        echo("interrupted; what was committed is kept", err=True)
         sys.exit(130)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        click.echo(f"workbench: {error}", err=True)
+        echo(f"workbench: {error}", err=True)
         sys.exit(code)
 
 

@@ -2,17 +2,18 @@
 
 Needs   a run's folder, the checkpoint's path, branch and clock.
 Yields  `enter_checkpoint`: a CheckpointRecord, entered; what the checkpoint itself says of its
-        phase, data and shape is taken over. `uri_of`: a path as the index writes it.
+        phase, data, shape and tokenizer is taken over. `uri_of`: a path as the index writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,20 @@ from checkpoints_index.errors import (
     PickleRefused,
     RecordError,
 )
-from checkpoints_index.formats import open_weights, read_state, recognise, size_bytes
+from checkpoints_index.formats import Weights, open_weights, recognise, size_bytes
 from checkpoints_index.index import CheckpointIndex
+from checkpoints_index.particulars import particulars
 from checkpoints_index.record import CheckpointRecord
+
+TOLD = {f.name for f in fields(CheckpointRecord)} - {
+    "run", "branch", "step", "tokens_seen", "format", "uri", "size_bytes", "complete", "pruned",
+}  # fmt: skip
+"""Fields that the caller may know better than the checkpoint does."""
 
 
 def enter_checkpoint(
     run: Path,
-    path: Path,
+    path: str | Path,
     *,
     branch: str,
     step: int,
@@ -44,14 +51,20 @@ def enter_checkpoint(
     A record of another step at this path is marked incomplete, with a warning: its weights have
     been overwritten.
 
+    Args:
+        path: file or folder in any format of formats/, or a URL.
+        about: fields of the record that the caller knows, such as lr=, phase=, merged_from=; and
+            mixture=, shares by domain, of which the digest is kept.
+
     Raises:
         CheckpointNotFound: there is no checkpoint at `path`, or of no known format.
         CheckpointIncomplete: it was begun and not finished.
+        PickleRefused: only unpickling could read it.
+        RecordError: `about` says what no record holds.
     """
-    kind = recognise(path)
-    said = _said_by(path) if kind == "native" else {}
+    told = _told(about)
+    format, weights = recognise(path), open_weights(path)
     index = CheckpointIndex(run)
-    weights = open_weights(path)
     fingerprint, uri = weights.fingerprint(), uri_of(run, path)
     known = {(r.branch, r.step): r for r in index.list()}
     before = known.pop((branch, step), None)
@@ -65,43 +78,62 @@ def enter_checkpoint(
         and _still_there(run, before)
     ):
         return before
+    earlier = [s for b, s in known if b == branch and s < step]
+    said = {
+        "parent": (branch, max(earlier)) if earlier else parent,
+        "utc": time.time(),
+        "dtype": _dtype(weights),
+        "fingerprint": fingerprint,
+        "trainer": "workbench" if format == "native" else None,
+        **_believable({} if _is_url(path) else particulars(path)),
+    }
     record = CheckpointRecord(
         run=run.resolve().name,
         branch=branch,
         step=step,
         tokens_seen=tokens_seen,
-        utc=time.time(),
-        format=kind,
+        format=format,
         uri=uri,
         size_bytes=size_bytes(path),
-        parent=_previous(index, branch, step) or parent,
-        dtype=weights.dtype(next(iter(weights))),
-        fingerprint=fingerprint,
-        **{**said, **about},
+        **{**said, **told},
     )
     index.add(record, replace=True)
     return record
 
 
-def _said_by(path: Path) -> dict[str, Any]:
-    """Fields of the record that a native checkpoint's state.json holds."""
-    state = read_state(path)
-    extra = state.get("extra", {})
-    shape = json.dumps(state.get("model_config", {}), sort_keys=True)
-    return {
-        "phase": str(extra.get("phase", "")),
-        "lr": extra.get("lr"),
-        "mixture_hash": extra.get("mixture"),
-        "tokenizer_hash": extra.get("tokenizer"),
-        "data_position": state.get("data_position"),
-        "architecture_hash": hashlib.sha256(shape.encode()).hexdigest()[:16],
-    }
+def _told(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the caller says, as fields of the record."""
+    told = {name: value for name, value in about.items() if value is not None}
+    mixture = told.pop("mixture", None)
+    if mixture is not None:
+        text = json.dumps(mixture, sort_keys=True, default=str)
+        told.setdefault("mixture_hash", hashlib.sha256(text.encode()).hexdigest()[:16])
+    if unknown := sorted(told.keys() - TOLD):
+        raise RecordError(
+            f"a checkpoint's record has no {', '.join(unknown)}; it takes mixture, "
+            f"{', '.join(sorted(TOLD))}."
+        )
+    return told
 
 
-def _previous(index: CheckpointIndex, branch: str, step: int) -> tuple[str, int] | None:
-    """The last checkpoint of the branch before this one."""
-    earlier = [r.step for r in index.list(branch=branch) if r.step < step]
-    return (branch, max(earlier)) if earlier else None
+def _believable(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself, less what cannot be: it is entered all the same."""
+    plain = {"run": "a", "branch": "a", "step": 0, "tokens_seen": 0, "utc": 0.0, "format": "a",
+             "uri": "a", "size_bytes": 0}  # fmt: skip
+    good = {}
+    for name, value in said.items():
+        try:
+            CheckpointRecord(**{**plain, name: value})
+        except RecordError as error:
+            warnings.warn(f"left out of the record: {error}", RuntimeWarning, stacklevel=4)
+        else:
+            good[name] = value
+    return good
+
+
+def _dtype(weights: Weights) -> str | None:
+    first = next(iter(weights), None)
+    return None if first is None else weights.dtype(first)
 
 
 def _mark_overwritten(index: CheckpointIndex, record: CheckpointRecord, step: int) -> None:
@@ -119,13 +151,21 @@ def _still_there(run: Path, record: CheckpointRecord) -> bool:
     """Whether the checkpoint of a record that is no longer believed blindly can be read."""
     try:
         return (
-            record.complete and open_weights(record.path(run)).fingerprint() == record.fingerprint
+            record.complete
+            and open_weights(record.uri if record.is_remote else record.path(run)).fingerprint()
+            == record.fingerprint
         )
     except (CheckpointIncomplete, CheckpointNotFound, PickleRefused, RecordError, OSError):
         return False
 
 
-def uri_of(run: Path, path: Path) -> str:
-    """`path` relative to the run's folder where it lies in it, else absolute."""
-    run, path = run.resolve(), path.resolve()
+def _is_url(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def uri_of(run: Path, path: str | Path) -> str:
+    """`path` relative to the run's folder where it lies in it, else absolute; a URL as it is."""
+    if _is_url(path):
+        return str(path)
+    run, path = run.resolve(), Path(os.path.realpath(path))
     return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
