@@ -16,11 +16,14 @@ import xarray as xr
 
 from probes.pool import pooled_blocks
 from probes.source import Source, group_of
+from workbench.errors import UsageError
 
 EXACT = "none: exact counts over every training token"
 
 
-def expert_load(source: Source, window: int | None = None) -> xr.DataArray:
+def expert_load(
+    source: Source, window: int | None = None, *, points: int | None = None
+) -> xr.DataArray:
     """The share of a layer's assignments that each expert received: 1/E is fair, 0 is dead.
 
     Args:
@@ -28,6 +31,9 @@ def expert_load(source: Source, window: int | None = None) -> xr.DataArray:
         window: tokens to pool; consecutive steps are joined until they hold at least this many
             and carry the label of the last of them. None keeps every step, and then the result is
             as large as the counts: pool a long run.
+        points: instead of a window, about so many bins of equally many steps, from what the store
+            summarised as it was written: a million steps take no longer than ten thousand. Each
+            carries the label of its last step, with first_step and rows (its steps) beside it.
 
     Returns:
         (step, layer, expert), fraction, sums to 1 over `expert`; NaN where no token was routed.
@@ -43,12 +49,34 @@ def expert_load(source: Source, window: int | None = None) -> xr.DataArray:
         >>> expert_load(counts.to_dataset(name="assignments")).values.tolist()
         [[[0.75, 0.25]]]
     """
+    if points is not None:
+        return _described(*_from_overview(source, window, points), window)
     router = group_of(source, "router", ["assignments"])
     if window is None:
         counts = router["assignments"]
     else:
         blocks = pooled_blocks(router, ["assignments"], window)
         counts = xr.concat([pools["assignments"] for _, pools in blocks], dim="step")
+    n = int(router["tokens"].sum()) if "tokens" in router else None
+    return _described(counts, n, window)
+
+
+def _from_overview(
+    source: Source, window: int | None, points: int
+) -> tuple[xr.DataArray, int | None]:
+    """Mean assignments of each bin, and the tokens counted in all."""
+    if window is not None or not hasattr(source, "overview"):
+        raise UsageError(
+            "points=... reads a run's overview: give a Run or a Window, and no window= beside it."
+        )
+    bins = source.overview("router", points=points, variables=["assignments", "tokens"])
+    bins = bins.rename(bin="step").assign_coords(step=bins["last_step"].values)
+    tokens = int(round(float((bins["tokens"] * bins["rows"]).sum()))) if "tokens" in bins else None
+    return bins["assignments"].drop_vars("last_step"), tokens
+
+
+def _described(counts: xr.DataArray, n: int | None, window: int | None) -> xr.DataArray:
+    """The load of `counts`, with its unit, chance level and origin."""
     total = counts.sum("expert")
     load = (counts / total.where(total > 0)).rename("expert_load")
     load.attrs = {
@@ -58,8 +86,8 @@ def expert_load(source: Source, window: int | None = None) -> xr.DataArray:
         "chance_meaning": "fair share, 1/E",
         "interval": EXACT,
     }
-    if "tokens" in router:
-        load.attrs["n"] = int(router["tokens"].sum())
+    if n is not None:
+        load.attrs["n"] = n
         load.attrs["n_meaning"] = "training tokens counted"
     if window is not None:
         load.attrs["window_tokens"] = window

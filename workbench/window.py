@@ -6,6 +6,7 @@ Yields  Window, which probes take in place of the run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,14 @@ class Window:
     def router(self) -> xr.Dataset:
         """The run's router record of these steps."""
         return self._cut(self.run.router)
+
+    def overview(
+        self, group: str = "router", *, points: int = 1000, variables: Sequence[str] | None = None
+    ) -> xr.Dataset:
+        """These steps in about `points` bins, as `Run.overview` gives them."""
+        return self.run.overview(
+            group, points=points, start=self.start, stop=self.stop, variables=variables
+        )
 
     @property
     def train(self) -> xr.Dataset:

@@ -37,6 +37,27 @@ def test_the_code_that_a_figure_carries_makes_it_again(study, name):
     assert caption_of(again).sentence == caption_of(draw(name, study)).sentence
 
 
+@pytest.mark.parametrize("name", ["loss", "router-load", "emergence"])
+def test_a_long_run_is_drawn_from_its_overviews_and_says_the_same(two_arm_run, monkeypatch, name):
+    short = caption_of(draw(name, Study(wb.open_run(two_arm_run), n_boot=200)))
+    monkeypatch.setattr("workbench.app.study.LONG", 10)
+    study = Study(wb.open_run(two_arm_run), n_boot=200)
+    long = caption_of(draw(name, study))
+    assert long.sentence == short.sentence
+    *lines, last = long.code.splitlines()
+    space: dict[str, object] = {}
+    exec("\n".join([*lines, f"fig = {last}"]), space)
+    assert caption_of(space["fig"]).sentence == short.sentence
+    assert ("points=" in long.code) == (name != "emergence")
+
+
+def test_the_caption_of_a_long_run_counts_its_steps_and_not_the_bins(two_arm_run, monkeypatch):
+    monkeypatch.setattr("workbench.app.study.LONG", 10)
+    monkeypatch.setattr("workbench.app.study.LONG_POINTS", 2)
+    caption = caption_of(draw("loss", Study(wb.open_run(two_arm_run), n_boot=200)))
+    assert any(note.startswith("100 steps are drawn as") for note in caption.notes)
+
+
 def test_a_trunk_that_ends_at_its_forks_is_no_arm_and_the_baseline_stands_first(study):
     assert list(study.arms) == ["continue", "curriculum"]
     assert study.fork_step == 80

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import probes
+import workbench as wb
 from workbench.errors import SchemaError, UsageError
+from workbench.store.layout import Layout
+from workbench.store.run_store import RunStore
 from workbench.testing import DeadExpert, router_record
 
 COUNTS = hnp.arrays(np.int64, (3, 2, 5), elements=st.integers(0, 10_000))
@@ -106,3 +109,40 @@ def test_a_chunked_record_gives_a_lazy_load():
     load = probes.expert_load(router_record(steps=8).chunk(step=2))
     assert load.chunks is not None
     xr.testing.assert_allclose(load.compute(), probes.expert_load(router_record(steps=8)))
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """3,000 steps of known counts, and the counts."""
+    folder = tmp_path_factory.mktemp("long")
+    counts = np.random.default_rng(1).integers(0, 50, (3000, 2, 4))
+    counts[:, :, 0] += 1
+    steps = np.arange(1, 3001)
+    router = {"step": steps, "tokens": counts[:, 0].sum(-1), "assignments": counts}
+    with RunStore.create(folder / "store", Layout(layers=(0, 1), experts=4, k=1)).writer() as w:
+        w.append("router", router)
+    return wb.open_run(folder), counts
+
+
+def test_the_load_of_an_overview_is_the_load_of_the_steps_in_each_bin(long_run):
+    run, counts = long_run
+    load = probes.expert_load(run, points=100)
+    assert 25 <= load.sizes["step"] <= 200
+    assert load["rows"].sum() == 3000
+    for i in range(load.sizes["step"]):
+        inside = counts[int(load["first_step"][i]) - 1 : int(load["step"][i])].sum(0)
+        np.testing.assert_allclose(
+            load[i].values, inside / inside.sum(-1, keepdims=True), rtol=1e-5
+        )  # means are kept as float32
+    assert load.attrs["n"] == counts[:, 0].sum()
+
+
+def test_a_window_has_an_overview_of_its_own_steps(long_run):
+    run, _ = long_run
+    load = probes.expert_load(run.window(start=500, stop=2500), points=10)
+    assert (int(load["first_step"][0]), int(load["step"][-1])) == (501, 2500)
+
+
+def test_points_are_refused_where_there_is_no_overview():
+    with pytest.raises(UsageError, match="give a Run or a Window"):
+        probes.expert_load(router_record(steps=20), points=5)

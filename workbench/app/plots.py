@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from workbench import figures
-from workbench.app.study import Study
+from workbench.app.study import LONG_POINTS, Study, is_long
 from workbench.errors import RunNotFound, UsageError
 from workbench.figures.clock import ClockName
 from workbench.run import Run
@@ -134,8 +134,14 @@ def code(name: str, study: Study, arm: str = "") -> str:
     """Python that makes the figure again, from nothing but the run's folder."""
     arms = list(study.arms)
     each = f"for arm in {arms!r}"
+    long = is_long(study.arms[arm or study.baseline])
+    curves = f"overview('train', points={LONG_POINTS})" if long else "train"
+    points = f", points={LONG_POINTS}" if long else ""
     lines = {
-        "loss": [f"train = {{arm: run.arm(arm).train {each}}}", "figures.loss(train, marks=marks)"],
+        "loss": [
+            f"train = {{arm: run.arm(arm).{curves} {each}}}",
+            "figures.loss(train, marks=marks)",
+        ],
         "emergence": [
             f"skills = {{arm: probes.capability(run.arm(arm)) {each}}}",
             "onsets = {arm: probes.onsets(skill) for arm, skill in skills.items()}",
@@ -146,7 +152,7 @@ def code(name: str, study: Study, arm: str = "") -> str:
             "figures.arms(probes.arm_difference(a, b))",
         ],
         "router-load": [
-            f"load = probes.expert_load(run.arm({arm!r}))",
+            f"load = probes.expert_load(run.arm({arm!r}){points})",
             "figures.expert_load(load, marks=marks)",
         ],
         "balance": [

@@ -20,12 +20,16 @@ from checkpoints_index.errors import ClockError
 from probes.emergence import Onset
 from probes.resample import BOOT
 from workbench.errors import RunNotFound, SchemaError, UsageError
+from workbench.figures.bins import by_step
 from workbench.figures.marks import Mark, marks_of
 from workbench.figures.template import arm_colors
 from workbench.run import Run, Window
 
 FINAL_SHARE = 0.2
 """Share of the tokens that counts as the final stretch of a run without forks and phases."""
+LONG = 20_000
+"""Steps beyond which figures of every step are drawn from the store's overviews."""
+LONG_POINTS = 1000
 
 BASELINES = ("continue", "main")
 """Arms that the others are compared with, the first that is there."""
@@ -140,12 +144,12 @@ class Study:
     @cached_property
     def train(self) -> dict[str, xr.Dataset]:
         """(step) training curves by arm."""
-        return self._each("training curves", lambda arm: arm.train)
+        return self._each("training curves", _curves)
 
     @cached_property
     def loads(self) -> dict[str, xr.DataArray]:
         """(step, layer, expert) load by arm."""
-        return self._each("router load", probes.expert_load)
+        return self._each("router load", _load)
 
     @cached_property
     def balances(self) -> dict[str, xr.Dataset]:
@@ -226,6 +230,19 @@ class Study:
             return getattr(arm, name)
         except RunNotFound:
             return None
+
+
+def is_long(run: Run) -> bool:
+    """Whether the figures of every step are drawn from overviews of the run."""
+    return len(run.clock) > LONG
+
+
+def _load(run: Run) -> xr.DataArray:
+    return probes.expert_load(run, points=LONG_POINTS if is_long(run) else None)
+
+
+def _curves(run: Run) -> xr.Dataset:
+    return by_step(run.overview("train", points=LONG_POINTS)) if is_long(run) else run.train
 
 
 def _last_step(run: Run) -> int:

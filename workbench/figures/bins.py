@@ -47,6 +47,19 @@ class Binned:
         )
 
 
+def by_step(ds: xr.Dataset) -> xr.Dataset:
+    """A dataset along `step`: `ds` itself, or an overview's means at the last step of each bin.
+
+    Clocks count to the end of a bin, so of these the greatest is taken.
+    """
+    if "bin" not in ds.dims:
+        return ds
+    ends = {n: ds[f"{n}_max"] for n in ("tokens_seen", "utc") if f"{n}_max" in ds}
+    means = [n for n in map(str, ds.data_vars) if not n.endswith(("_min", "_max"))]
+    short = ds[means].assign(ends).rename(bin="step")
+    return short.assign_coords(step=ds["last_step"].values).drop_vars("last_step")
+
+
 def width_for(samples: int, most: int = MOST) -> int:
     """Samples to a bin so that no more than `most` bins come out.
 
@@ -76,10 +89,14 @@ def binned(
     if dim not in ds.coords:
         ds = ds.assign_coords({dim: np.arange(size)})
     steps = ds[dim].values
+    # What comes from an overview is binned already, and says of how many steps each row is.
+    rows = ds["rows"].values if "rows" in ds.coords else np.ones(size, np.int64)
+    begins = ds["first_step"].values if "first_step" in ds.coords else steps
+    ds = ds.drop_vars(["rows", "first_step"], errors="ignore")
     each = width_for(size, most) if each is None else each
     starts = np.arange(0, size, each)
     stops = np.minimum(starts + each, size)
-    counts = stops - starts
+    counts = np.add.reduceat(rows, starts) if size else rows
     if each > 1:
         varying = {n: v for n, v in ds.variables.items() if dim in v.dims and n != dim}
         fixed = ds.drop_dims(dim)
@@ -87,7 +104,7 @@ def binned(
         coords = {dim: (steps[starts] + steps[stops - 1]) / 2}
         names = set(ds.coords) & set(averaged)
         ds = xr.Dataset(averaged, coords=coords, attrs=ds.attrs).set_coords(names).merge(fixed)
-    return Binned(ds, steps[starts], steps[stops - 1], counts)
+    return Binned(ds, begins[starts], steps[stops - 1], counts)
 
 
 def _mean(variable: xr.Variable, dim: str, starts: np.ndarray) -> xr.Variable:

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.errors import SchemaError
-from workbench.figures.bins import binned, width_for
+from workbench.figures.bins import binned, by_step, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
@@ -38,7 +38,8 @@ def loss(
     """Training loss per arm, with the learning rate under it.
 
     Args:
-        train: (step) loss and, where recorded, lr; or arm name -> such a dataset.
+        train: (step) loss and, where recorded, lr, or an overview of them; or arm name -> such a
+            dataset.
         marks, x, code: as for `expert_load`. colors: arm name -> hex colour.
 
     Raises:
@@ -48,7 +49,7 @@ def loss(
         >>> loss(xr.Dataset({"loss": ("step", [5.0, 2.0])})).layout.meta["caption"]["sentence"]
         'In nats/token, the loss goes from 5 to 2.'
     """
-    arms = arms_of(train)
+    arms = {name: by_step(ds) for name, ds in arms_of(train).items()}
     for name, ds in arms.items():
         if "loss" not in ds or "step" not in ds["loss"].dims:
             raise SchemaError(
@@ -91,7 +92,7 @@ def loss(
 
 def _numbers(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
     # set_coords: the clocks stay beside the numbers.
-    beside = [n for n in ("tokens_seen", "utc") if n in ds]
+    beside = [n for n in ("tokens_seen", "utc", "rows", "first_step") if n in ds.variables]
     return ds[[*names, *beside]].set_coords(beside).load()
 
 
