@@ -25,6 +25,16 @@ def shown(name: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def printable(text: str) -> str:
+    """Text from outside on one line: line breaks, control signs and broken letters written out.
+
+    Example:
+        >>> printable("a" + chr(10) + "b")
+        'a\\\\nb'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class Place(ABC):
     """A file or folder that can be read in ranges. `str()` of it is what messages say."""
 
@@ -96,7 +106,7 @@ class LocalPlace(Place):
         self.path = Path(path)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return printable(str(self.path))
 
     @property
     def name(self) -> str:
@@ -141,7 +151,7 @@ class RemotePlace(Place):
         self.options = storage_options
         if file_system is None:
             with self._told():
-                from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+                from fsspec.core import url_to_fs
 
                 file_system, path = url_to_fs(self.url, **storage_options)
             self.path = path.rstrip("/")
@@ -151,7 +161,7 @@ class RemotePlace(Place):
         self._info: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return self.url
+        return printable(self.url)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
