@@ -11,7 +11,7 @@ summarised from all its rows, some at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import xarray as xr
 import zarr
 
 from workbench.errors import RunNotFound, UsageError
+from workbench.store.lazy_group import nothing, rows_after
 from workbench.store.overviews import BLOCK, HOME, PIECE_BYTES, dims_of, read_bins
 from workbench.store.pooling import LEVELS, Pooled, pool, pool_rows, rows_a_bin, segments
 from workbench.store.schema import SCHEMA
@@ -35,9 +36,7 @@ class _Record:
         self.group = group
         here, home = snapshot.root.get(group), snapshot.root.get(f"{HOME}/{group}")
         self.raw = here if isinstance(here, zarr.Group) else None
-        self.tail: Mapping[str, np.ndarray] = (
-            getattr(snapshot, "tail", {}).get(group, {}).get("step", {})
-        )
+        self.tail = rows_after(snapshot, group, "step")
         self.levels: dict[int, zarr.Group] = {}
         for level in LEVELS if isinstance(home, zarr.Group) else ():
             assert isinstance(home, zarr.Group)
@@ -59,16 +58,17 @@ class _Record:
     def read(self, array: zarr.Array[Any] | None, name: str, first: int, stop: int) -> np.ndarray:
         """Rows as they were recorded; missing where a variable had begun on one side only."""
         there, late = self.committed, self.tail.get(name)
-        like = late if late is not None else np.asarray(array[:0] if array is not None else ())
+        like = late if late is not None else array
+        assert like is not None
         parts = []
         if first < there:
             end = min(stop, there)
             parts.append(
-                _nothing(end - first, like) if array is None else np.asarray(array[first:end])
+                nothing(end - first, like) if array is None else np.asarray(array[first:end])
             )
         if stop > there:
             begin, end = max(first - there, 0), stop - there
-            parts.append(_nothing(end - begin, like) if late is None else late[begin:end])
+            parts.append(nothing(end - begin, like) if late is None else late[begin:end])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def row_after(self, step: int) -> int:
@@ -86,11 +86,6 @@ class _Record:
                 high = (a + n) * level
         steps = self.read(self.at(1, "step"), "step", low, high) if high > low else np.empty(0)
         return low + int(np.searchsorted(steps, step, side="right"))
-
-
-def _nothing(rows: int, like: np.ndarray) -> np.ndarray:
-    missing = np.nan if like.dtype.kind == "f" else -1
-    return np.full((rows, *like.shape[1:]), missing, like.dtype)
 
 
 def overview(

@@ -112,7 +112,7 @@ def small_levels(monkeypatch):
 
 
 @given(
-    parts=st.lists(st.integers(1, 700), min_size=1, max_size=5),
+    parts=st.lists(st.integers(1, 500), min_size=1, max_size=4),
     points=st.sampled_from([1, 3, 10, 40, 1000]),
     cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     tail=st.integers(0, 40),
@@ -121,7 +121,7 @@ def small_levels(monkeypatch):
     seed=st.integers(0, 10),
 )
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_stretch_of_any_record_is_summarised_as_numpy_does(
     small_levels, parts, points, cut, tail, gaps, every, seed
