@@ -15,6 +15,8 @@ from workbench.store.layout import Layout
 from workbench.store.run_store import RunStore
 
 HOME = Path(workbench.__file__).parent.parent
+# Processes that are killed lie beside the tests that kill them.
+sys.path.insert(0, str(Path(__file__).parent))
 
 PROLOGUE = """
 import os, sys
