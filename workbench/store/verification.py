@@ -180,6 +180,8 @@ class _Verification:
             self.report.add(found)
             departed = {f"{f.group}/{f.variable}" for f in found if f.kind == "schema"}
             RowCheck(reader, snapshot, arrays, since, departed).verify()
+        else:
+            self._results(state.name, root)
         self.report.count("arrays", len(arrays))
         for path, array in arrays.items():
             start = first_row(array, since.get(path, 0))
@@ -193,6 +195,16 @@ class _Verification:
             since_rows = 0 if self.deep else since.get("router/step", 0)
             self.report.add(overview_faults(reader, arrays, state.name, since_rows, deep=self.deep))
         self.read.append(state)
+
+    def _results(self, name: str, root: zarr.Group) -> None:
+        from workbench.store.results import result_faults
+
+        for path, found, expected in result_faults(root):
+            fault = Fault(
+                kind="result", branch=name, group=path, found=found, expected=expected,
+                remedy="drop the results of that probe; they are computed again",
+            )  # fmt: skip
+            self.report.add([fault])
 
     def _first(self, state: State) -> Snapshot | None:
         """The state that holds the layout alone: the commit after the repository's own."""

@@ -1,0 +1,386 @@
+"""Results of probes, kept beside what they were computed from: computed once, and again when an
+input changes.
+
+Needs   a store; a probe's name, version, parameters and inputs; a function that computes.
+Yields  Results: `fetch` what is there or compute it, `get`, `list`, `drop`.
+
+On disk   Icechunk branch `_results` of the run's repository, group probes/<probe>/<key>. Branches
+          whose name begins with "_" are no arms. The key is a digest of probe, version, parameters
+          and inputs, written as JSON; an input is named by what changes when it does, such as
+          `store.identity(branch, step)` for a stretch of the record, a fingerprint for weights.
+Once      Computing takes no lock. Storing takes the store's commit lock for as long as one commit
+          lasts; who comes second with the same key finds the first one's result and keeps that. An
+          interrupted computation leaves nothing, an interrupted commit nothing that can be seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import icechunk as ic
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from workbench.errors import SchemaError, UsageError
+from workbench.provenance import provenance
+from workbench.store.run_store import RunStore
+
+BRANCH = "_results"
+ASIDE = "_results-new"
+"""Where what stays is written while something is dropped."""
+HOME = "probes"
+NAMED = ("probe", "version", "params", "inputs")
+"""Attributes that make the key, in this order; the last two as JSON text, which every format of
+files can hold."""
+Paths = list[str]
+"""Named, because `Results.list` hides the built-in inside the class."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One result that is kept."""
+
+    probe: str
+    version: str
+    key: str
+    params: dict[str, Any]
+    inputs: dict[str, Any]
+    utc: str
+    """When it was computed, ISO 8601."""
+    nbytes: int
+    """Of its variables, decoded."""
+
+    @property
+    def path(self) -> str:
+        """Its group in the branch `_results`."""
+        return f"{HOME}/{self.probe}/{self.key}"
+
+
+class Results:
+    """The results kept in a store.
+
+    Example:
+        >>> import tempfile
+        >>> from workbench.store.layout import Layout
+        >>> store = RunStore.create(
+        ...     tempfile.mkdtemp() + "/store", Layout(layers=(0,), experts=4, k=2)
+        ... )
+        >>> results = Results(store)
+        >>> def count():
+        ...     print("computing")
+        ...     return xr.Dataset({"n": ("expert", [1, 2, 3, 4])})
+        >>> inputs = {"router": store.identity("main", 0)}
+        >>> results.fetch("count", 1, inputs, count).n.sum().item()
+        computing
+        10
+        >>> results.fetch("count", 1, inputs, count).n.sum().item()
+        10
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+
+    def fetch(
+        self,
+        probe: str,
+        version: int | str,
+        inputs: Mapping[str, Any],
+        compute: Callable[[], xr.Dataset],
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset:
+        """The result for these inputs: what is kept, or else what `compute` returns, kept from now
+        on.
+
+        Args:
+            probe: name of what is computed: 1 to 64 of a-z, 0-9, '_' and '-'.
+            version: of the probe's code; raise it when the numbers change.
+            inputs: what it is computed from, by name: plain data (JSON) that changes when they do.
+            compute: called without arguments where nothing is kept.
+            params: what else decides the numbers: plain data.
+
+        Returns:
+            Lazy, with attributes probe, version, params, inputs (JSON text) and provenance.
+
+        Raises:
+            UsageError: the name, inputs or params cannot be a key.
+            SchemaError: what `compute` returned cannot be stored.
+        """
+        named = _named(probe, version, params or {}, inputs)
+        found = self._open(_path(named))
+        if found is not None:
+            return found
+        computed = compute()
+        if not isinstance(computed, xr.Dataset):
+            raise SchemaError(
+                f"probe {probe!r} computed a {type(computed).__name__}, expected an xr.Dataset; "
+                f"name the array: array.to_dataset(name=...)."
+            )
+        # Whatever is lazy is read here, where nobody waits for the lock.
+        whole = _storable(computed.load(), probe)
+        note = named | {"provenance": json.dumps(provenance(), sort_keys=True)}
+        self._keep(_path(named), whole.assign_attrs(note))
+        kept = self._open(_path(named))
+        assert kept is not None
+        return kept
+
+    def get(
+        self,
+        probe: str,
+        version: int | str,
+        inputs: Mapping[str, Any],
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset | None:
+        """The result that is kept for these inputs, lazy; None where there is none."""
+        return self._open(_path(_named(probe, version, params or {}, inputs)))
+
+    def list(self, probe: str | None = None) -> list[Stored]:
+        """Every result that is kept, or those of one probe, by name and time."""
+        root = self._root()
+        home = root.get(HOME) if root is not None else None
+        if not isinstance(home, zarr.Group):
+            return []
+        found = [
+            _stored(name, key, group)
+            for name, below in home.groups()
+            if probe in (None, name)
+            for key, group in below.groups()
+        ]
+        return sorted(found, key=lambda s: (s.probe, s.utc, s.key))
+
+    def drop(self, probe: str | None = None) -> int:
+        """Forget all results, or those of one probe; returns how many. `gc` then frees the space.
+
+        The branch is written anew without them: results have no history that anybody goes back to.
+        """
+        if probe is not None:
+            _check_name(probe)
+        with self.store.commit_lock() as turn:
+            turn.acquire(wait=True)
+            before = self.list()
+            stay = [s for s in before if probe not in (None, s.probe)]
+            if len(stay) == len(before):
+                return 0
+            if stay:
+                self._write_anew([s.path for s in stay])
+            else:
+                self.store.repository.delete_branch(BRANCH)
+            self.store.location.sync()
+        return len(before) - len(stay)
+
+    # The branch
+
+    def _root(self) -> zarr.Group | None:
+        if BRANCH not in self.store.repository.list_branches():
+            return None
+        session = self.store.repository.readonly_session(BRANCH)
+        try:
+            return zarr.open_group(session.store, mode="r", zarr_format=3)
+        except FileNotFoundError:
+            return None
+
+    def _open(self, path: str) -> xr.Dataset | None:
+        root = self._root()
+        if root is None or path not in root:
+            return None
+        ds = xr.open_dataset(
+            root.store, engine="zarr", group=path, consolidated=False, zarr_format=3  # type: ignore[arg-type]
+        )  # fmt: skip
+        text = {
+            name: (v.dims, np.array(v.values.tolist(), dtype=str), v.attrs)
+            for name, v in ds.variables.items()
+            if v.dtype.kind in "TO"
+        }
+        return ds.assign({n: v for n, v in text.items() if n in ds.data_vars}).assign_coords(
+            {n: v for n, v in text.items() if n in ds.coords}
+        )
+
+    def _keep(self, path: str, ds: xr.Dataset) -> None:
+        repository = self.store.repository
+        with self.store.commit_lock() as turn:
+            turn.acquire(wait=True)
+            if self._open(path) is not None:
+                return
+            if BRANCH not in repository.list_branches():
+                repository.create_branch(BRANCH, _beginning(repository))
+            session = repository.writable_session(BRANCH)
+            zarr.open_group(session.store, mode="a", zarr_format=3)
+            try:
+                ds.to_zarr(
+                    session.store, group=path, mode="w-", zarr_format=3, consolidated=False,
+                    encoding={name: _encoding(v) for name, v in ds.variables.items()},
+                )  # fmt: skip
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise SchemaError(
+                    f"the result of {ds.attrs['probe']!r} cannot be stored: {error}. Return plain "
+                    f"numbers and text, and attributes of plain data."
+                ) from error
+            self._commit(session, path)
+
+    def _write_anew(self, paths: Paths) -> None:
+        """Let the branch hold these results and no history. Cut short, it holds what it held."""
+        repository = self.store.repository
+        tip = repository.lookup_branch(BRANCH)
+        old = zarr.open_group(
+            repository.readonly_session(snapshot_id=tip).store, mode="r", zarr_format=3
+        )
+        if ASIDE in repository.list_branches():
+            repository.delete_branch(ASIDE)
+        repository.create_branch(ASIDE, _beginning(repository))
+        session = repository.writable_session(ASIDE)
+        zarr.open_group(session.store, mode="a", zarr_format=3)
+        for path in paths:
+            ds = xr.open_dataset(
+                old.store, engine="zarr", group=path, consolidated=False, decode_cf=False  # type: ignore[arg-type]
+            ).load()  # fmt: skip
+            ds.to_zarr(
+                session.store, group=path, mode="w-", zarr_format=3, consolidated=False,
+                encoding={name: _encoding(v) for name, v in ds.variables.items()},
+            )  # fmt: skip
+        new = session.flush("without what was dropped")
+        self.store.location.sync()
+        self.store.move(BRANCH, new, since=tip)
+        self.store.location.sync()
+        repository.delete_branch(ASIDE)
+
+    def _commit(self, session: ic.Session, message: str) -> None:
+        """As durable as a commit of the writer: flushed, synced, shown, synced."""
+        base = session.snapshot_id
+        new = session.flush(message)
+        self.store.location.sync()
+        self.store.move(BRANCH, new, since=base)
+        self.store.location.sync()
+
+
+def result_faults(root: zarr.Group) -> list[tuple[str, str, str]]:
+    """Results whose attributes do not give the key that they lie under: path, found, expected."""
+    home = root.get(HOME)
+    faults = []
+    for name, below in home.groups() if isinstance(home, zarr.Group) else ():
+        for key, group in below.groups():
+            said = {n: group.attrs.get(n) for n in NAMED}
+            if said["probe"] != name or _digest(said) != key:
+                found = f"attributes with the key {_digest(said)}"
+                faults.append((f"{HOME}/{name}/{key}", found, f"{key}, under which it lies"))
+    return faults
+
+
+def _stored(probe: str, key: str, group: zarr.Group) -> Stored:
+    note = dict(group.attrs)
+    return Stored(
+        probe=probe,
+        version=str(note.get("version", "")),
+        key=key,
+        params=_read_json(note.get("params")),
+        inputs=_read_json(note.get("inputs")),
+        utc=str(_read_json(note.get("provenance")).get("utc", "")),
+        nbytes=sum(array.nbytes for _, array in group.arrays()),
+    )
+
+
+def _read_json(text: object) -> dict[str, Any]:
+    try:
+        plain = json.loads(text) if isinstance(text, str) else {}
+    except (ValueError, RecursionError):
+        plain = {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def _check_name(probe: object) -> str:
+    if not isinstance(probe, str) or not _NAME.fullmatch(probe):
+        raise UsageError(
+            f"probe {ascii(probe)[:60]}: a name is 1 to 64 of a-z, 0-9, '_' and '-', beginning "
+            f"with a letter or digit; for example 'expert-load'."
+        )
+    return probe
+
+
+def _named(
+    probe: str, version: int | str, params: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes the key, as it is written beside the result."""
+    return {
+        "probe": _check_name(probe),
+        "version": str(version),
+        "params": _as_json("params", params),
+        "inputs": _as_json("inputs", inputs),
+    }
+
+
+def _as_json(what: str, plain: Mapping[str, Any]) -> str:
+    """Equal text for equal data: keys in order, numbers of numpy as Python's, tuples as lists."""
+    try:
+        text = json.dumps(plain, sort_keys=True, allow_nan=False, default=_plain)
+        if not isinstance(plain, Mapping) or not _keys_are_text(plain):
+            raise TypeError("names must be text")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{what} cannot be a key: {str(error)[:120]}. Give plain data: text, finite numbers, "
+            f"lists, and objects with text for names."
+        ) from None
+    return text
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size <= 1000):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} is not plain data")
+
+
+def _keys_are_text(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _keys_are_text(v) for key, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_keys_are_text, value))
+    return True
+
+
+def _digest(named: Mapping[str, Any]) -> str:
+    text = json.dumps([named[name] for name in NAMED])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _path(named: Mapping[str, Any]) -> str:
+    return f"{HOME}/{named['probe']}/{_digest(named)}"
+
+
+def _storable(ds: xr.Dataset, probe: str) -> xr.Dataset:
+    """Text as objects, which is how xarray writes Zarr's variable-length strings; encodings of
+    where it was read from left behind.
+    """
+    clash = [name for name in (*NAMED, "provenance") if name in ds.attrs]
+    if clash:
+        raise SchemaError(
+            f"the result of {probe!r} has an attribute {clash[0]!r}, a name that is written beside "
+            f"it; call it otherwise."
+        )
+    text = [name for name, v in ds.variables.items() if v.dtype.kind in "UT"]
+    ds = ds.drop_encoding()
+    for name in text:
+        changed = (ds[name].dims, ds[name].values.astype(object), ds[name].attrs)
+        ds = ds.assign_coords({name: changed}) if name in ds.coords else ds.assign({name: changed})
+    return ds
+
+
+def _encoding(variable: xr.Variable) -> dict[str, Any]:
+    if variable.dtype.kind in "OTU":
+        return {"compressors": (Crc32cCodec(),)}
+    size = variable.dtype.itemsize
+    blosc = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=size)
+    return {"compressors": (blosc, Crc32cCodec())}
+
+
+def _beginning(repository: ic.Repository) -> str:
+    """The empty snapshot with which the repository began."""
+    return [info.id for info in repository.ancestry(branch="main")][-1]
