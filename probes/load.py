@@ -71,7 +71,7 @@ def _from_overview(
         )
     bins = source.overview("router", points=points, variables=["assignments", "tokens"])
     bins = bins.rename(bin="step").assign_coords(step=bins["last_step"].values)
-    tokens = int(round(float((bins["tokens"] * bins["rows"]).sum()))) if "tokens" in bins else None
+    tokens = round(float((bins["tokens"] * bins["rows"]).sum())) if "tokens" in bins else None
     return bins["assignments"].drop_vars("last_step"), tokens
 
 

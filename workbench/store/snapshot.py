@@ -17,9 +17,10 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from workbench.errors import RunNotFound, SchemaError
+from workbench.errors import SchemaError
 from workbench.store.journal import Tail
 from workbench.store.layout import Layout, ProbeTokens
+from workbench.store.lazy_group import open_group
 from workbench.store.schema import CLOCKS, GROWING, SCHEMA, VERSION
 
 ROOT = "workbench"
@@ -92,21 +93,10 @@ class Snapshot:
         return np.concatenate([stored, self.tail.get(group, {}).get(dim, {}).get(dim, stored[:0])])
 
     def dataset(self, group: str) -> xr.Dataset:
-        """`group` as a lazy dataset; RunNotFound where nothing was recorded in it.
+        """`group` as a lazy dataset, its tail included; RunNotFound where nothing was recorded in
+        it.
 
         Text labels are numpy strings (on disk: Zarr's variable-length string, see arrays.py);
         variables are read when they are used, and only the chunks asked for.
         """
-        if group not in self.groups:
-            known = "the record holds " + ", ".join(self.groups) if self.groups else "it is empty"
-            raise RunNotFound(f"nothing is recorded in {group!r}; {known}.")
-        ds = xr.open_dataset(
-            self._session.store,
-            engine="zarr", group=group, consolidated=False, zarr_format=3,
-        )  # fmt: skip
-        text = {
-            name: (coord.dims, np.array(coord.values.tolist(), dtype=str), coord.attrs)
-            for name, coord in ds.coords.items()
-            if coord.dtype.kind in "TO"
-        }
-        return ds.assign_coords(text)
+        return open_group(self, group)
