@@ -73,14 +73,18 @@ class Location(ABC):
                 kind, options for a folder.
 
         Example:
-            >>> str(Location.of("/runs/demo/store/"))
-            '/runs/demo/store'
+            >>> str(Location.of("s3://bucket/runs/demo/store/"))
+            's3://bucket/runs/demo/store'
         """
         if isinstance(where, Location):
             return where
         text = os.fspath(where)
         if isinstance(where, str) and "://" in where[:40]:
-            raise UsageError(f"{shown(text)}: only folders can hold a store so far.")
+            from workbench.store.object_storage import ObjectStorage
+
+            return ObjectStorage(where, storage_options)
+        if text.startswith("s3:/"):
+            raise UsageError(f"{shown(text)}: a URL is given as text, s3://bucket/prefix.")
         if storage_options:
             raise UsageError(
                 f"storage_options were given for the folder {shown(text)}; they are for s3:// only."
@@ -125,16 +129,18 @@ class Location(ABC):
         """The store's own folder; UsageError where it is no folder."""
         raise UsageError(f"{self} is not a folder; use store.location or str(store.location).")
 
-    def __fspath__(self) -> str:
-        return str(self.folder)
-
     def open(self) -> ic.Repository:
         """The repository there; RunNotFound where there is none."""
-        if not self.exists():
+        found = self._find()
+        if found is None:
             raise RunNotFound(
                 f"no store at {self}; a store is the folder 'store' of a run that was recorded."
             )
-        return ic.Repository.open(self.storage())
+        return found
+
+    @abstractmethod
+    def _find(self) -> ic.Repository | None:
+        """The repository there, if it is whole."""
 
 
 class LocalFolder(Location):
@@ -156,6 +162,9 @@ class LocalFolder(Location):
 
     def exists(self) -> bool:
         return (self._folder / "refs").is_dir()
+
+    def _find(self) -> ic.Repository | None:
+        return ic.Repository.open(self.storage()) if self.exists() else None
 
     def make(self, config: ic.RepositoryConfig, fill: Callable[[ic.Repository], None]) -> None:
         """It is made beside its place and renamed into it, so a folder of that name is always a

@@ -91,20 +91,19 @@ class FileLock:
     def _open(self) -> int:
         """The lock file, opened; never a link, which would sign a file elsewhere."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = None
-        with contextlib.suppress(IsADirectoryError):
+        if not self.path.parent.is_symlink():
             try:
                 fd = os.open(self.path, flags, 0o644)
             except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENXIO):
+                if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                     raise
-        if fd is not None:
-            if stat.S_ISREG(os.fstat(fd).st_mode) and not self.path.parent.is_symlink():
-                return fd
-            os.close(fd)
+            else:
+                if stat.S_ISREG(os.fstat(fd).st_mode):
+                    return fd
+                os.close(fd)
         raise UsageError(
-            f"{self.path} is a link, a folder or a device, not the plain file that locks "
-            f"{self.what}; remove it, then try again."
+            f"{self.path} or its folder is a link, a folder or a device, not the plain file that "
+            f"locks {self.what}; remove it, then try again."
         )
 
     def _lock(self, fd: int, wait: bool) -> None:
