@@ -87,7 +87,7 @@ def revisions(repo: str, *, online: bool = True, cache_dir: str | None = None) -
     found: dict[str, Revision] = {}
     try:
         held = [
-            r for r in scan_cache_dir(cache_dir).repos
+            r for r in scan_cache_dir(cache_dir or constants.HF_HUB_CACHE).repos
             if r.repo_id == repo and r.repo_type == "model"
         ]  # fmt: skip
     except CacheNotFound:
