@@ -51,11 +51,15 @@ class StoredArray(BackendArray):
     Args:
         array: as committed.
         tail: rows to follow them; None: there are none.
+        state: what tells its content from that of the same array at another time.
     """
 
-    def __init__(self, array: zarr.Array[Any] | np.ndarray, tail: np.ndarray | None = None) -> None:
+    def __init__(
+        self, array: zarr.Array[Any] | np.ndarray, tail: np.ndarray | None = None, state: str = ""
+    ) -> None:
         self._array = array
         self._tail = tail
+        self.state = f"{state}-{0 if tail is None else len(tail)}"
         self.shape = (array.shape[0] + (0 if tail is None else len(tail)), *array.shape[1:])
         self.dtype = np.dtype(array.dtype)
 
@@ -97,6 +101,30 @@ class StoredArray(BackendArray):
         both = np.empty((len(rows), *early.shape[1:]), self.dtype)
         both[~late], both[late] = early, later
         return both
+
+
+class StoredVariable(xr.Variable):
+    """A variable over a StoredArray.
+
+    xarray names dask arrays by the path that was opened and its time of change, which a commit
+    leaves as it was: two openings of a running run would share their names, and dask would take the
+    rows of the one for those of the other. Here the name says the state as well.
+    """
+
+    __slots__ = ()
+
+    def chunk(self, chunks: Any = {}, **how: Any) -> xr.Variable:  # type: ignore[override]  # noqa: B006
+        inner: Any = self._data
+        while not isinstance(inner, StoredArray) and hasattr(inner, "array"):
+            inner = inner.array
+        if isinstance(inner, StoredArray):
+            within = dict(how.get("from_array_kwargs") or {})
+            how["from_array_kwargs"] = within
+            # Which of the two carries the name depends on xarray's version.
+            for named in (how, within):
+                if named.get("name"):
+                    named["name"] = f"{named['name']}-{inner.state}"
+        return super().chunk(chunks, **how)
 
 
 def _taken(array: zarr.Array[Any] | np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
@@ -159,9 +187,9 @@ def open_group(snapshot: Snapshot, group: str, drop_variables: Collection[str] =
             continue
         array, tail = arrays.get(name), tails.get(name)
         if array is not None:
-            variables[name] = _variable(array, _padded(array, tail, arrays, tails))
+            variables[name] = _variable(array, _padded(array, tail, arrays, tails), snapshot.id)
         elif tail is not None:
-            variables[name] = _begun_late(known[name], tail, arrays)
+            variables[name] = _begun_late(known[name], tail, arrays, snapshot.id)
     coords = {name: v for name, v in variables.items() if name in COORDINATES[group]}
     ds = xr.Dataset({name: v for name, v in variables.items() if name not in coords}, coords)
     ds.encoding[ORIGIN] = Origin(snapshot, group)
@@ -203,7 +231,7 @@ def _padded(
     return nothing(others[0], array) if others else None
 
 
-def _variable(array: zarr.Array[Any], tail: np.ndarray | None) -> xr.Variable:
+def _variable(array: zarr.Array[Any], tail: np.ndarray | None, state: str) -> xr.Variable:
     dims, attrs = dims_of(array), dict(array.attrs)
     if array.dtype.kind in "TO":
         return xr.Variable(dims, np.array(np.asarray(array[:]).tolist(), dtype=str), attrs)
@@ -217,14 +245,14 @@ def _variable(array: zarr.Array[Any], tail: np.ndarray | None) -> xr.Variable:
         "fill_value": array.fill_value,
         "dtype": array.dtype,
     }
-    data = indexing.LazilyIndexedArray(StoredArray(array, tail))
-    return xr.Variable(dims, data, attrs, encoding)
+    data = indexing.LazilyIndexedArray(StoredArray(array, tail, state))
+    return StoredVariable(dims, data, attrs, encoding)
 
 
 def _begun_late(
-    known: Variable, tail: np.ndarray, arrays: dict[str, zarr.Array[Any]]
+    known: Variable, tail: np.ndarray, arrays: dict[str, zarr.Array[Any]], state: str
 ) -> xr.Variable:
     """A variable that no commit holds yet: missing in the rows that are committed."""
     before = [a.shape[0] for a in arrays.values() if dims_of(a)[:1] == known.dims[:1]]
-    data = StoredArray(nothing(before[0] if before else 0, tail), tail)
-    return xr.Variable(known.dims, indexing.LazilyIndexedArray(data), known.attributes)
+    data = StoredArray(nothing(before[0] if before else 0, tail), tail, state)
+    return StoredVariable(known.dims, indexing.LazilyIndexedArray(data), known.attributes)

@@ -185,6 +185,20 @@ def test_dask_takes_the_stored_chunks(folder):
     assert tree["train/loss"].chunks is not None
 
 
+def test_two_moments_of_a_running_run_stay_apart_in_one_dask_graph(tmp_path):
+    dask = pytest.importorskip("dask")
+    store = RunStore.create(tmp_path / "store", LAYOUT)
+    seen = []
+    with store.writer() as w:
+        for first, done in ((1, w.commit), (21, w.sync), (41, w.sync), (61, w.commit)):
+            w.append("train", train(first, first + 19))
+            done(*(["rows"] if done == w.commit else []))
+            seen.append(open_run_at(tmp_path / "store", group="train", chunks={}).tokens_seen)
+    assert len({array.data.name for array in seen}) == 4
+    ends = dask.compute(*(array[-1] for array in seen))
+    assert [int(end) for end in ends] == [2000, 4000, 6000, 8000]
+
+
 @pytest.mark.parametrize("chunks", [None, {}])
 def test_what_is_not_read_yet_pickles(folder, chunks):
     if chunks is not None:
