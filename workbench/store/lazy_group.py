@@ -20,6 +20,7 @@ import zarr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from workbench import moe_accessor  # noqa: F401  (registers ds.moe)
 from workbench.errors import RunNotFound
 from workbench.store.overviews import dims_of
 from workbench.store.schema import COORDINATES, GROWING, SCHEMA, Variable
