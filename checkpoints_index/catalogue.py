@@ -218,6 +218,9 @@ def check_version(table: sqlite3.Connection, file: Path) -> None:
     """Refuses a database that is not a catalogue, or not one of this version."""
     (application,) = table.execute("pragma application_id").fetchone()
     (version,) = table.execute("pragma user_version").fetchone()
+    if not table.execute("select 1 from sqlite_master limit 1").fetchone():
+        # Made by a first scan that did not come to its end.
+        raise CatalogueMissing(f"{file} is empty; fill it: workbench checkpoints scan DIR...")
     if application != APPLICATION:
         raise CatalogueDamaged(
             f"{file} is a database, but not a catalogue of checkpoints; name another file with "

@@ -22,6 +22,7 @@ from checkpoints_index.errors import CheckpointNotFound, RecordError
 from checkpoints_index.record import BRANCH_NAME, CheckpointRecord
 
 Records = list[CheckpointRecord]
+Paths = list[Path]
 """Named, because `CheckpointIndex.list` hides the built-in inside the class."""
 
 CATALOGUE = "catalogue.sqlite"
@@ -255,16 +256,29 @@ class CheckpointIndex:
             )
         return record
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is any record."""
+        return any(any(map(_is_record, os.listdir(folder))) for folder in self._folders())
+
+    def _folders(self) -> Paths:
+        if not self.folder.is_dir():
+            return []
+        return [folder for folder in sorted(self.folder.iterdir()) if folder.is_dir()]
+
     def files(self) -> Iterator[tuple[str, str]]:
         """Record files below the index folder, with what changes when they do."""
-        for folder in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
-            if not folder.is_dir():
-                continue
-            for entry in os.scandir(folder):
-                if entry.name.startswith("step-") and entry.name.endswith(".json"):
-                    # Gone since it was listed, or a link to nothing: not there.
-                    with contextlib.suppress(FileNotFoundError):
-                        yield f"{folder.name}/{entry.name}", stamp_of(entry)
+        for folder in self._folders():
+            with os.scandir(folder) as entries:
+                found = [entry for entry in entries if _is_record(entry.name)]
+            for entry in found:
+                # Gone since it was listed, or a link to nothing: not there.
+                with contextlib.suppress(FileNotFoundError):
+                    yield f"{folder.name}/{entry.name}", stamp_of(entry)
+
+
+def _is_record(name: str) -> bool:
+    return name.startswith("step-") and name.endswith(".json")
 
 
 def _fork(records: Records, branch: str) -> tuple[str, int] | None:

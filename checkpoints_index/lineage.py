@@ -37,6 +37,8 @@ class Line:
     parent: Key | None = None
     fork_step: int | None = None
     below: list[Line] = field(default_factory=list)
+    """Lines that forked from it, by step of the fork."""
+
     notes: list[str] = field(default_factory=list)
     """What is wrong with its parentage."""
 
@@ -99,6 +101,8 @@ def lineage(entries: Iterable[Entry], forks: Forks | None = None) -> Forest:
     for line in lines.values():
         if line.parent is not None:
             lines[line.parent].below.append(line)
+    for line in lines.values():
+        line.below.sort(key=lambda below: (below.fork_step or 0, below.key))
     return Forest([line for line in lines.values() if line.parent is None])
 
 
@@ -196,9 +200,8 @@ def as_text(forest: Forest) -> list[str]:
             )
             text.append(f"{rest}    step {step} merged from {sources}")
         text += [f"{rest}    ! {note}" for note in line.notes]
-        below = sorted(line.below, key=lambda li: (li.fork_step or 0, li.key))
-        for i, child in reversed(list(enumerate(below))):
-            last = i == len(below) - 1
+        for i, child in reversed(list(enumerate(line.below))):
+            last = i == len(line.below) - 1
             stack.append(
                 (child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "),
                  line.run_path)
@@ -212,7 +215,7 @@ def _said(line: Line, above: str | None) -> str:
     steps = [c.step for c in line.checkpoints if c.step is not None]
     reach = f"steps {min(steps)} to {max(steps)}" if steps else "no steps known"
     whole = sum(c.complete for c in line.checkpoints)
-    count = f"{len(line.checkpoints)} checkpoints"
+    count = f"{len(line.checkpoints)} checkpoint{'' if len(line.checkpoints) == 1 else 's'}"
     count += "" if whole == len(line.checkpoints) else f", {whole} whole"
     fork = "" if line.fork_step is None else f"from step {line.fork_step}, "
     where = "" if above == line.run_path else f"   {line.run_path}"

@@ -129,12 +129,8 @@ def _outermost(folders: Iterable[str | Path]) -> list[Path]:
                 f"workbench checkpoints scan --forget DIR."
             )
         path = Path(os.path.realpath(folder))
-        real.append(next((p for p in path.parents if _is_run(p)), path))
+        real.append(next((p for p in path.parents if CheckpointIndex(p).exists), path))
     return sorted(p for p in set(real) if not any(q in set(real) for q in p.parents))
-
-
-def _is_run(folder: Path) -> bool:
-    return next(iter(CheckpointIndex(folder).files()), None) is not None
 
 
 def _forget(table: sqlite3.Connection, folder: str) -> None:
@@ -209,7 +205,7 @@ class _Scan:
         """Folders at or below the scanned one that have records."""
         for here, below, _ in os.walk(self.folder, onerror=self._cannot_enter):
             run = Path(here)
-            is_run = "index" in below and _is_run(run)
+            is_run = "index" in below and CheckpointIndex(run).exists
             below[:] = [
                 name for name in below
                 if not name.startswith(".") and not (is_run and name in _NOT_ENTERED)
