@@ -116,7 +116,21 @@ class Lease:
             )
 
     def acquire(self, *, wait: bool = False) -> None:
-        """Take the lease; where another holds it, wait, or raise StoreBusy at once."""
+        """Take the lease; where another holds it, wait, or raise StoreBusy at once.
+
+        Raises:
+            StoreBusy: another holds it.
+            ConnectionError: the lease object cannot be read or written.
+        """
+        try:
+            self._acquire(wait)
+        except BaseError as error:
+            raise ConnectionError(
+                f"the lease of {self.what} cannot be reached: {one_line(error)}. Check the "
+                f"network, and that these credentials may read and write objects there."
+            ) from error
+
+    def _acquire(self, wait: bool) -> None:
         token, pause, looked = uuid.uuid4().hex, 0.02, -1e9
         while True:
             found = self._read()
@@ -241,6 +255,12 @@ class Lease:
         self.close()
 
 
+def one_line(error: Exception) -> str:
+    """What a library of many lines said, in one that fits into a sentence."""
+    words = " ".join(str(error).split())
+    return (words if len(words) <= 200 else words[:197] + "...").rstrip(".")
+
+
 def _now() -> float:
     """Seconds on a clock that nobody sets and that, on Linux, counts while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -248,7 +268,7 @@ def _now() -> float:
 
 def _process() -> dict[str, Any]:
     """This process, so that another of the same machine can see that it is gone."""
-    return {"machine": _machine(), "started": _started(os.getpid())}
+    return {"machine": _machine(), "started": _stat(os.getpid())[1]}
 
 
 def _machine() -> str:
@@ -260,19 +280,29 @@ def _machine() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When the process began, in ticks since the boot; "" where it is gone or a zombie."""
+def _stat(pid: int) -> tuple[str, str]:
+    """State of the process and when it began, in ticks since the boot; empty where not told."""
     try:
         # After the name, which may hold anything, blanks and brackets too.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError, UnicodeDecodeError):
-        return ""
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return "", ""
 
 
 def _is_gone(note: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that lives no more."""
+    """Whether the holder was a process of this machine that lives no more; where that cannot be
+    told, it lives.
+    """
     machine, pid, started = note.get("machine"), note.get("pid"), note.get("started")
-    if not machine or machine != _machine() or not started or not isinstance(pid, int):
+    if not machine or machine != _machine() or not started or type(pid) is not int or pid < 1:
         return False
-    return _started(pid) != started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    # Another process may have got the number since. /proc may hide those of other users.
+    state, begun = _stat(pid)
+    return bool(state) and (state in "ZX" or begun != started)

@@ -22,6 +22,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,9 +105,10 @@ class ObjectStorage(Location):
 
     @cached_property
     def _locks(self) -> S3Store:
-        return self._objects(LOCKS)
+        # A renewal that hangs must end before the lease does.
+        return self._objects(LOCKS, patience_s=20)
 
-    def _objects(self, below: str = "") -> S3Store:
+    def _objects(self, below: str = "", patience_s: int = 60) -> S3Store:
         try:
             from obstore.store import S3Store
         except ImportError as error:
@@ -126,7 +128,8 @@ class ObjectStorage(Location):
         return S3Store(
             self.bucket,
             prefix=f"{self.prefix}/{below}".rstrip("/"),
-            client_options={"allow_http": known["allow_http"]},
+            client_options={"allow_http": known["allow_http"], "timeout": f"{patience_s // 2}s"},
+            retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=patience_s)},
             **{name: value for name, value in words.items() if value is not None},
         )
 
@@ -148,20 +151,31 @@ class ObjectStorage(Location):
             raise RunExists(
                 f"{self} exists already; open it with RunStore.open, or choose another prefix."
             )
-        self._refuse_strangers()
+        bucket = self._objects()
+        from obstore.exceptions import BaseError
+
+        from workbench.store.lease import one_line
+
         with TemporaryDirectory(prefix="store-") as folder:
             # On a disk Icechunk lays out the same objects under the same names.
             repository = ic.Repository.create(ic.local_filesystem_storage(folder), config=config)
             repository.save_config()
             fill(repository)
-            self._upload(Path(folder))
+            try:
+                self._refuse_strangers(bucket)
+                self._upload(Path(folder), bucket)
+            except BaseError as error:
+                raise ConnectionError(
+                    f"{self} cannot be written: {one_line(error)}. Check that these credentials "
+                    f"may list, read and write there."
+                ) from error
 
-    def _upload(self, folder: Path) -> None:
+    def _upload(self, folder: Path, bucket: S3Store) -> None:
         """Copy a store from a folder, the branch last and only where there is none."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        bucket, ref = self._objects(), folder / BRANCH
+        ref = folder / BRANCH
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path != ref:
                 key = path.relative_to(folder).as_posix()
@@ -173,12 +187,13 @@ class ObjectStorage(Location):
             if bytes(obstore.get(bucket, BRANCH).bytes()) != ref.read_bytes():
                 raise RunExists(f"{self} was made by another process just now; open it.") from error
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_strangers(self, bucket: S3Store) -> None:
         """RunExists where objects of another kind lie below the prefix."""
         import obstore
 
-        own = ("snapshots/", "refs/", "transactions/", "manifests/", "config.yaml", f"{LOCKS}/")
-        for some in obstore.list(self._objects(), chunk_size=100):
+        parts = ("chunks", "manifests", "refs", "snapshots", "transactions", LOCKS)
+        own = ("config.yaml", *(f"{part}/" for part in parts))
+        for some in obstore.list(bucket, chunk_size=100):
             for entry in some:
                 if not entry["path"].removeprefix(f"{self.prefix}/").startswith(own):
                     raise RunExists(

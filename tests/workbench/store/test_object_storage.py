@@ -511,14 +511,14 @@ def test_leases_that_are_waited_for_are_held_one_at_a_time(lease):
 
 
 def test_a_held_lease_is_renewed_and_outlives_its_term(lease, bucket):
-    holder = lease(stale_after_s=3.0)
+    holder = lease(stale_after_s=1.5)
     holder.acquire()
     first = note_of(bucket)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 3
     while time.monotonic() < until:
         with pytest.raises(StoreBusy, match=f"process {os.getpid()}"):
-            lease(stale_after_s=3.0).acquire()
-        threading.Event().wait(0.3)
+            lease(stale_after_s=1.5).acquire()
+        threading.Event().wait(0.1)
     holder.check()
     last = note_of(bucket)
     assert last["renewal"] != first["renewal"]
@@ -590,12 +590,59 @@ def test_an_answer_that_was_lost_on_the_way_is_not_another_holder(lease, bucket,
 @pytest.mark.parametrize(
     "text", [b"", b"\0" * 10_000, b"[" * 4000, b"[]", b'{"pid": [], "host": 3}', b"\xff"]
 )
-def test_whatever_a_lease_says_it_is_held_until_it_is_stale(lease, bucket, text):
+def test_whatever_a_lease_says_it_is_held_and_the_refusal_is_one_line(lease, bucket, text):
     obstore.put(bucket, "main", text)
     with pytest.raises(StoreBusy) as refused:
         lease().acquire()
     assert str(refused.value).isprintable()
+
+
+def test_a_lease_that_says_nothing_is_taken_when_it_is_stale(lease, bucket):
+    obstore.put(bucket, "main", b"\xff")
     lease(stale_after_s=1.0).acquire(wait=True)
+
+
+@pytest.mark.parametrize(
+    ("lie", "free"),
+    [
+        ({"pid": -1}, False),
+        ({"pid": 0}, False),
+        ({"pid": True}, False),
+        ({"pid": 10**30}, False),
+        ({"pid": "1"}, False),
+        ({"started": ""}, False),
+        ({"machine": ""}, False),
+        ({}, True),
+    ],
+)
+def test_only_a_process_of_this_machine_that_is_surely_gone_is_passed_over(
+    lease, bucket, lie, free
+):
+    import workbench.store.lease as leases
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    foreign(bucket, **{"machine": leases._machine(), "pid": ended.pid, "started": "5", **lie})
+    if free:
+        lease().acquire()
+    else:
+        with pytest.raises(StoreBusy):
+            lease().acquire()
+
+
+def test_a_process_that_proc_hides_is_alive(lease, bucket, monkeypatch):
+    import workbench.store.lease as leases
+
+    lease().acquire()
+    monkeypatch.setattr(leases, "_stat", lambda pid: ("", ""))
+    with pytest.raises(StoreBusy):
+        lease().acquire()
+
+
+def test_without_a_network_the_lease_says_so(lease, place):
+    nowhere = ObjectStorage(place, {"endpoint_url": "http://127.0.0.1:1"})
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        nowhere.branch_lock("main").acquire()
 
 
 def test_a_child_that_was_forked_holds_no_lease(lease):
