@@ -147,15 +147,24 @@ def drop_results(run: str, probe: str | None, as_json: bool) -> None:
 
 def _opened(run: str) -> tuple[Path | None, RunStore | None]:
     """The run's folder, None for a store by itself; and its store, None where it has none."""
+    from icechunk import IcechunkError
+
+    from workbench.errors import SchemaError
+    from workbench.store.chunk_reader import in_a_line
     from workbench.store.run_store import RunStore
 
-    if "://" in run[:40]:
-        return None, RunStore.open(run)
     folder = Path(run)
-    if (folder / "store").exists():
-        return folder, RunStore.open(folder / "store")
-    if (folder / "refs").is_dir():
-        return None, RunStore.open(folder)
+    remote = "://" in run[:40]
+    inside = not remote and (folder / "store").exists()
+    if remote or inside or (folder / "refs").is_dir():
+        try:
+            store = RunStore.open(folder / "store" if inside else run)
+        except IcechunkError as error:
+            raise SchemaError(
+                f"the store of {run} cannot be opened: {in_a_line(error)}. Restore refs and "
+                f"config.yaml of the store from a copy."
+            ) from error
+        return (folder if inside else None), store
     from workbench.run import open_run
 
     open_run(folder)  # says so if there is no run

@@ -105,6 +105,7 @@ class _Verification:
             state = self._state(name, id)
             if state is not None:
                 self._verify(state)
+        self._lost_references(branch)
         self._journals(branch)
         return self.report
 
@@ -146,6 +147,25 @@ class _Verification:
             elif isinstance(tag, AsideTag) or (self.deep and isinstance(tag, CheckpointTag)):
                 wanted.append((name, id))
         return wanted
+
+    def _lost_references(self, branch: str | None) -> None:
+        """Branches and tags whose file is there and that Icechunk does not list: one that is empty
+        looks to it like one that was deleted.
+        """
+        folder = self.folder
+        if folder is None:
+            return
+        listed = {f"branch.{name}" for name in self.repository.list_branches()}
+        listed |= {f"tag.{name}" for name in self.repository.list_tags()}
+        for ref in sorted((folder / "refs").iterdir()):
+            kind, _, name = ref.name.partition(".")
+            tag = read_tag(name)
+            of = name if kind == "branch" or tag is None else tag.branch
+            if ref.name in listed or branch not in (None, of) or not (ref / "ref.json").exists():
+                continue
+            if not (ref / "ref.json.deleted").exists():
+                found = f"a file refs/{ref.name}/ref.json that says nothing"
+                self._tell(kind, name, found, "the snapshot that it stands for")
 
     def _unreadable(self, kind: str, name: str, error: Exception) -> None:
         self._tell(kind, name, found=in_a_line(error), expected="a state that opens")
