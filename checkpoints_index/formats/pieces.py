@@ -38,26 +38,32 @@ def check_cover(name: str, shape: Shape, pieces: Sequence[Piece[Home]], where: o
     Example:
         >>> check_cover("w", (2, 3), [Piece((0, 0), (2, 3), "file")], "demo")
     """
-    fits = all(
-        len(p.offset) == len(p.sizes) == len(shape)
-        and all(o >= 0 and n >= 0 and o + n <= s
-                for o, n, s in zip(p.offset, p.sizes, shape, strict=True))
-        for p in pieces
-    )  # fmt: skip
-    held = sum(math.prod(p.sizes) for p in pieces)
-    if not fits or held != math.prod(shape) or _overlap(pieces, len(shape)):
+    dims = len(shape)
+    fits = all(len(p.offset) == len(p.sizes) == dims for p in pieces)
+    held = sum(math.prod(p.sizes) for p in pieces) if fits else 0
+    if fits and dims and pieces and max(shape) < 2**62:
+        begin = np.array([p.offset for p in pieces], np.int64)
+        end = begin + np.array([p.sizes for p in pieces], np.int64)
+        inside = (begin >= 0) & (end >= begin) & (end <= np.array(shape, np.int64))
+        fits = bool(inside.all()) and not _overlap(begin, end)
+    elif dims or len(pieces) != 1:
+        fits = False
+    if not fits or held != math.prod(shape):
         raise CheckpointIncomplete(
             f"{where}: the {len(pieces)} parts of {shown(name)} hold {held} elements and do not "
             f"make its shape {list(shape)[:8]}; copy the missing files, or use another checkpoint."
         )
 
 
-def _overlap(pieces: Sequence[Piece[Home]], dims: int) -> bool:
-    if len(pieces) < 2 or not dims:
-        return len(pieces) > 1
-    begin = np.array([p.offset for p in pieces], np.int64)
-    end = begin + np.array([p.sizes for p in pieces], np.int64)
-    for i in range(len(pieces) - 1):
+def _overlap(begin: np.ndarray, end: np.ndarray) -> bool:
+    """Whether two boxes, given by their corners (box, dimension), share an element."""
+    varies = np.flatnonzero((begin != begin[0]).any(0) | (end != end[0]).any(0))
+    if len(varies) == 1:
+        # Cut along one dimension, as nearly always: neighbours are enough.
+        order = np.argsort(begin[:, varies[0]], kind="stable")
+        first, last = begin[order, varies[0]], end[order, varies[0]]
+        return bool((first[1:] < np.maximum.accumulate(last)[:-1]).any())
+    for i in range(len(begin) - 1):
         # Two boxes share an element where they overlap along every dimension.
         shared = np.minimum(end[i], end[i + 1 :]) - np.maximum(begin[i], begin[i + 1 :])
         if bool((shared > 0).all(axis=1).any()):

@@ -6,10 +6,11 @@ Yields  Place: names, sizes and ranges of bytes. Nothing is copied whole.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -113,10 +114,10 @@ class LocalPlace(Place):
         return self.path.name
 
     def is_file(self) -> bool:
-        return _no_null(self.path) and self.path.is_file()
+        return _is(self.path.is_file)
 
     def is_folder(self) -> bool:
-        return _no_null(self.path) and self.path.is_dir()
+        return _is(self.path.is_dir)
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.path))
@@ -139,8 +140,16 @@ class LocalPlace(Place):
         return found
 
 
-def _no_null(path: Path) -> bool:
-    return "\0" not in str(path) and len(path.name) <= 255
+def _is(asked: Callable[[], bool]) -> bool:
+    """The answer of a path; False where the system could not have such a path at all."""
+    try:
+        return asked()
+    except ValueError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 class RemotePlace(Place):

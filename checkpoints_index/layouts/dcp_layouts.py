@@ -21,29 +21,29 @@ from __future__ import annotations
 
 import re
 
+from checkpoints_index.formats.hub import revision_clock
 from checkpoints_index.formats.native import ONE_FILE
 from checkpoints_index.formats.recognition import DCP_TABLE, SHARD_INDEX
 from checkpoints_index.layouts.found import Found
 from checkpoints_index.layouts.listing import Listing
 from checkpoints_index.layouts.torch_zip import TorchZip
-from checkpoints_index.layouts.wholeness import folder_ailment, format_of, plain
+from checkpoints_index.layouts.wholeness import dcp_health, folder_ailment, format_of, plain
 
 _TORCHTITAN = re.compile(r"step-(\d{1,15})")
 _OLMO = re.compile(r"step(\d{1,15})(-tmp)?")
 _COMPOSER = re.compile(r"ep(\d{1,15})-ba(\d{1,15})")
-_OPTIMIZER = ("optim", "optimizer", "optimizers")
 
 
 def torchtitan(folder: Listing) -> Found | None:
     """torchtitan's step-N, finished or not."""
     match = _TORCHTITAN.fullmatch(folder.path.name)
-    marks = {DCP_TABLE, SHARD_INDEX, ONE_FILE} & folder.files or folder.has(".distcp")
-    started = marks or folder.has(".safetensors") or not (folder.files or folder.folders)
+    marks = {DCP_TABLE, SHARD_INDEX, ONE_FILE} & folder.files
+    started = marks or folder.has(".distcp", ".safetensors") or not (folder.files or folder.folders)
     if not match or not started:
         return None
-    why = folder_ailment(folder) if marks else _unfinished(folder)
+    why, kind = dcp_health(folder) if marks else (_unfinished(folder), "weights")
     return Found(
-        folder.path, _format(folder), "torchtitan", int(match[1]), None, not why, why, _kind(folder)
+        folder.path, _format(folder), "torchtitan", int(match[1]), None, not why, why, kind
     )
 
 
@@ -85,19 +85,17 @@ def composer_folder(folder: Listing) -> Found | None:
     match = _COMPOSER.fullmatch(folder.path.name)
     if not match or not (folder.has(".distcp") or DCP_TABLE in folder.files):
         return None
-    why = folder_ailment(folder)
-    return Found(folder.path, "dcp", "composer", int(match[2]), None, not why, why, _kind(folder))
+    why, kind = dcp_health(folder)
+    return Found(folder.path, "dcp", "composer", int(match[2]), None, not why, why, kind)
 
 
 def plain_dcp(folder: Listing) -> Found | None:
     """Any other distributed checkpoint, finished or not."""
     if not folder.has(".distcp") and DCP_TABLE not in folder.files:
         return None
-    from checkpoints_index.formats.hub import revision_clock
-
-    why = folder_ailment(folder)
+    why, kind = dcp_health(folder)
     step, tokens = revision_clock(folder.path.name)
-    return Found(folder.path, "dcp", None, step, tokens, not why, why, _kind(folder))
+    return Found(folder.path, "dcp", None, step, tokens, not why, why, kind)
 
 
 def _format(folder: Listing) -> str:
@@ -109,19 +107,3 @@ def _unfinished(folder: Listing) -> str:
         f"{folder.path}: neither {DCP_TABLE} nor {SHARD_INDEX}, one of which torchtitan writes "
         f"last."
     )
-
-
-def _kind(folder: Listing) -> str:
-    """ "training" where the table names the optimizer's state."""
-    if DCP_TABLE not in folder.files or folder.stray:
-        return "weights"
-    from checkpoints_index.formats.dcp_table import read_table
-    from checkpoints_index.formats.place import LocalPlace
-
-    try:
-        table = read_table(LocalPlace(folder.path / DCP_TABLE))
-    except (ValueError, RuntimeError):
-        return "weights"
-    first = {str(key) for path in table.paths.values() for key in path[:-1]}
-    flat = any(name.startswith(("optimizer.", "optim.")) for name in table.tensors)
-    return "training" if flat or first & set(_OPTIMIZER) else "weights"

@@ -35,10 +35,17 @@ def transformers_trainer(folder: Listing) -> Found | None:
         return None
     state, why = _state(folder)
     format = format_of(folder)
-    if not why and format == "pickled":
-        bins = folder.has(".bin")
-        why = next(filter(None, (zip_ailment(folder.path / n) for n in bins)), "")
-    elif not why and not any(n.startswith("global_step") for n in inside):
+    # The optimizer's file is a pickle too: what counts is whether weights are.
+    bins = [name for name in folder.has(".bin") if name.startswith("pytorch_model")]
+    if format == "pickled" and not bins:
+        format = "unknown"
+    if why or any(name.startswith("global_step") for name in inside):
+        pass
+    elif bins and format == "pickled":
+        why = next(filter(None, (zip_ailment(folder.path / name) for name in bins)), "")
+    elif format == "unknown" and not (weights or inside or folder.strays):
+        why = plain(f"{folder.path}: no weights in it; use another checkpoint.")
+    else:
         why = folder_ailment(folder)
     told = state.get("global_step")
     seen = state.get("num_input_tokens_seen")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from checkpoints_index.errors import CheckpointNotFound
+from checkpoints_index.formats.place import LocalPlace
 from checkpoints_index.formats.recognition import PARTIAL
 from checkpoints_index.layouts.dcp_layouts import (
     composer_folder,
@@ -35,7 +36,10 @@ WHOLE_FOLDERS: tuple[Callable[[Listing], Found | None], ...] = (
 )  # fmt: skip
 """Layouts that own everything below their folder."""
 
-_NOT_SEARCHED = frozenset({"blobs", "refs", ".locks", ".git", ".no_exist", "sharded"})
+RANKS_PARTS = "sharded"
+"""Where torch.distributed.checkpoint leaves the ranks' parts of a model that it put together."""
+
+_NOT_SEARCHED = frozenset({"blobs", "refs", ".locks", ".git", ".no_exist"})
 
 
 def find(folder: str | Path) -> Iterator[Found]:
@@ -56,7 +60,7 @@ def find(folder: str | Path) -> Iterator[Found]:
         [('torchtitan', 1000, False)]
     """
     top = Path(folder)
-    if "\0" in str(top) or not top.is_dir():
+    if not LocalPlace(top).is_folder():
         raise CheckpointNotFound(f"no folder {plain(top)}.")
     root = top.resolve()
     waiting = [top]
@@ -64,20 +68,19 @@ def find(folder: str | Path) -> Iterator[Found]:
         here = listed(waiting.pop(), root)
         found, owned = _seen(here)
         yield from found
-        if not owned:
-            below = sorted((n for n in here.folders if n not in _NOT_SEARCHED), reverse=True)
-            waiting += [here.path / name for name in below]
+        below = () if owned is None else here.folders - _NOT_SEARCHED - owned
+        waiting += [here.path / name for name in sorted(below, reverse=True)]
 
 
-def _seen(here: Listing) -> tuple[list[Found], bool]:
-    """The checkpoints right in this folder, and whether it is one of them with all below it."""
+def _seen(here: Listing) -> tuple[list[Found], frozenset[str] | None]:
+    """The checkpoints right in this folder, and which subfolders are part of them; None: all."""
     for layout in WHOLE_FOLDERS:
         if (one := layout(here)) is not None:
-            return [one], True
+            return [one], None
     if here.path.name.startswith(PARTIAL):
-        return [], True
+        return [], None
     model = model_folder(here)
     if model is not None:
-        return [model], False
+        return [model], frozenset({RANKS_PARTS})
     lost = megatron_lost(here)
-    return [*single_files(here), *([lost] if lost else [])], False
+    return [*single_files(here), *([lost] if lost else [])], frozenset()

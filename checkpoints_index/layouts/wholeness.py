@@ -14,13 +14,17 @@ from checkpoints_index.errors import (
     PickleRefused,
     RecordError,
 )
+from checkpoints_index.formats.dcp import DcpWeights
 from checkpoints_index.formats.folder_check import verify
+from checkpoints_index.formats.opening import open_weights
 from checkpoints_index.formats.place import printable
 from checkpoints_index.formats.recognition import recognise
 from checkpoints_index.layouts.listing import Listing
 from checkpoints_index.layouts.torch_zip import TorchZip
 
 WHY_AT_MOST = 400
+OPTIMIZER_KEYS = {"optim", "optimizer", "optimizers"}
+_TOLD = (CheckpointIncomplete, CheckpointNotFound, RecordError, PickleRefused)
 
 
 def plain(text: object) -> str:
@@ -33,7 +37,7 @@ def ailment(path: Path) -> str:
     """What is wrong with the weights at `path`, by headers and sizes alone; "" where nothing is."""
     try:
         verify(path)
-    except (CheckpointIncomplete, CheckpointNotFound, RecordError, PickleRefused) as error:
+    except _TOLD as error:
         return plain(error)
     except OSError as error:
         return plain(f"{path}: cannot be read ({error.strerror}).")
@@ -53,6 +57,28 @@ def folder_ailment(folder: Listing, *, below: bool = True) -> str:
             f"nowhere; search the folder that it leads to."
         )
     return ailment(folder.path)
+
+
+def dcp_health(folder: Listing) -> tuple[str, str]:
+    """What is wrong with a distributed checkpoint, and its kind: "training" where its table names
+    an optimizer's state, else "weights".
+    """
+    why, kind = folder_ailment(folder) if folder.stray else "", "weights"
+    if why:
+        return why, kind
+    try:
+        weights = open_weights(folder.path)
+        if isinstance(weights, DcpWeights):
+            # Before the check, which stops at what is wrong.
+            keys = {str(key) for path in weights.all.paths.values() for key in path[:-1]}
+            flat = any(name.startswith(("optimizer.", "optim.")) for name in weights.all.tensors)
+            kind = "training" if flat or keys & OPTIMIZER_KEYS else kind
+        weights.check()
+    except _TOLD as error:
+        return plain(error), kind
+    except OSError as error:
+        return plain(f"{folder.path}: cannot be read ({error.strerror})."), kind
+    return "", kind
 
 
 def zip_ailment(path: Path) -> str:
