@@ -25,6 +25,7 @@ from workbench.run_text import describe
 from workbench.store.names import MAIN
 from workbench.store.overview import overview
 from workbench.store.ragged import expert_rows
+from workbench.store.results import Results
 from workbench.store.run_store import RunStore
 from workbench.store.schema import SCHEMA
 from workbench.store.snapshot import Snapshot
@@ -244,6 +245,15 @@ class Run:
         return overview(
             self._snapshot, group, points=points, start=start, stop=stop, variables=variables
         )
+
+    @property
+    def results(self) -> Results:
+        """What probes have computed from this run and keep beside it; RunNotFound where the run has
+        no record.
+        """
+        if self.store is None:
+            raise RunNotFound(f"the run {self.path} has no record that could keep results.")
+        return Results(self.store)
 
     @property
     def tree(self) -> xr.DataTree:

@@ -40,15 +40,28 @@ def find_store(
         RunNotFound: neither is there.
     """
     text = os.fspath(where)
-    inside = f"{text.rstrip('/')}/{STORE}"
-    for place in (text, inside):
-        location = Location.of(place, storage_options)
+    places = [text, f"{text.rstrip('/')}/{STORE}", *_named_by_run(text)]
+    remote = any("://" in place for place in places)
+    for place in places:
+        local = remote and "://" not in place
+        location = Location.of(place, None if local else storage_options)
         if location.exists():
             return RunStore.open(location)
     raise RunNotFound(
         f"no store at {Location.of(text, storage_options)} and none in it; give the folder of a "
         f"run that was recorded, or its folder 'store'."
     )
+
+
+def _named_by_run(folder: str) -> list[str]:
+    """Where the run.json of a run's folder says that its record is."""
+    if "://" in folder:
+        return []
+    from workbench.capture.run_folder import RunFolder
+
+    run = RunFolder(folder)
+    named = run.read().get("store") if run.exists else None
+    return [named] if isinstance(named, str) else []
 
 
 def find_snapshot(
