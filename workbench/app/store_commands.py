@@ -2,8 +2,6 @@
 
 Needs   a run's folder, or a store's own (a folder or an s3:// URL).
 Yields  click commands that cli.py registers; exit codes as there: 1 where verify finds a fault.
-
-`python -m workbench.app.store_commands verify RUN` works as well.
 """
 
 from __future__ import annotations

@@ -1,0 +1,90 @@
+"""Damages one file of a store at a time, reads and verifies it, and says what came of it.
+
+    python fuzzed_reader.py STORE SEED CASES
+
+A process of its own: what damaged bytes do to native code must not end the tests. STORE is damaged
+and mended in place. Prints a JSON line a case.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from workbench.store.run_store import RunStore
+from workbench.store.structure import all_arrays
+from workbench.store.verification import verify_store
+
+PARTS = ("chunks", "manifests", "manifests", "snapshots", "snapshots", "refs", "transactions",
+         "journal", "config.yaml")  # fmt: skip
+HARMS = ("flip", "flip", "flip", "cut", "empty", "noise")
+
+
+def everything(path):
+    """All that the store shows, as plain data that can be compared."""
+    store = RunStore.open(path)
+    seen = {}
+    for branch in store.branches:
+        snapshot = store.read(branch)
+        seen[branch, "note"] = json.dumps(snapshot.note, sort_keys=True)
+        tail = snapshot.tail
+        seen[branch, "tail"] = str({g: {d: sorted(v) for d, v in r.items()} for g, r in
+                                    tail.items()})  # fmt: skip
+        for name, array in all_arrays(snapshot.root).items():
+            seen[branch, name] = (np.asarray(array[...]).tolist(), dict(array.attrs))
+    return repr(sorted(seen.items()))
+
+
+def harmed(held, harm, chance):
+    if harm == "empty":
+        return b""
+    if harm == "cut":
+        return held[: chance.randrange(len(held))]
+    if harm == "noise":
+        return chance.randbytes(len(held))
+    at = chance.randrange(len(held) * 8)
+    flipped = bytearray(held)
+    flipped[at // 8] ^= 1 << at % 8
+    return bytes(flipped)
+
+
+def attempt(what, *arguments):
+    try:
+        return what(*arguments), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def main():
+    faulthandler.enable()
+    path, seed, cases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    chance = random.Random(seed)
+    whole = everything(path)
+    files = {part: sorted(p for p in [path / part, *(path / part).rglob("*")] if p.is_file())
+             for part in PARTS}  # fmt: skip
+    for _ in range(cases):
+        part = chance.choice([p for p in PARTS if files[p]])
+        file, harm = chance.choice(files[part]), chance.choice(HARMS)
+        held = file.read_bytes()
+        if not held:
+            continue
+        file.write_bytes(harmed(held, harm, chance))
+        seen, error = attempt(everything, path)
+        report, refusal = attempt(lambda: verify_store(RunStore.open(path)))
+        file.write_bytes(held)
+        line = {
+            "file": str(file.relative_to(path)), "harm": harm,
+            "read": error or ("same" if seen == whole else "different"),
+            "faults": [refusal] if report is None else [str(f) for f in report.faults],
+        }  # fmt: skip
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
