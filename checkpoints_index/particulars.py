@@ -55,9 +55,11 @@ def particulars(path: str | Path) -> dict[str, Any]:
             lasting = {k: v for k, v in config.items() if k not in _PASSING}
             told["architecture_hash"] = _hash(lasting)
             break
-    tokenizer = path / "tokenizer.json"
-    if _is_small_file(tokenizer):
-        told["tokenizer_hash"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:16]
+    tokenizer = _read_object(path / "tokenizer.json")
+    if tokenizer:
+        # In the order of the file and without its white space, as the tokenizer writes itself.
+        text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+        told["tokenizer_hash"] = _short(text.encode("utf-8", "surrogatepass"))
     history = _read_object(path / "trainer_state.json").get("log_history")
     rates = [
         entry["learning_rate"]
@@ -99,7 +101,11 @@ def _kind(path: Path) -> str:
 
 
 def _hash(plain: object) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return _short(json.dumps(plain, sort_keys=True).encode())
+
+
+def _short(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def _is_number(value: object) -> bool:

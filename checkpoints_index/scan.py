@@ -85,8 +85,8 @@ def scan(
 
     Args:
         folders: none means those that were scanned before.
-        fingerprints: read the weights of whole checkpoints that have no record, for their
-            fingerprint: all their bytes, once.
+        fingerprints: read the weights of whole checkpoints whose fingerprint no record tells: all
+            their bytes, once.
         forget: folders whose entries are taken out, whether or not they are still there.
         wait_s: seconds to wait for another process that is scanning.
 
@@ -218,7 +218,8 @@ class _Scan:
         for name, stamp in index.files():
             file = f"{index.folder}/{name}"
             before = self.known.get(file)
-            if before is not None and before[0] == self._stamp(stamp, before[1]):
+            lacking = self.fingerprints and (before is None or before[2] is None)
+            if before is not None and before[0] == self._stamp(stamp, before[1]) and not lacking:
                 self._keep(file, before[1])
                 continue
             try:
@@ -228,8 +229,10 @@ class _Scan:
                 continue
             where = record.uri if record.is_remote else str(record.path(run))
             stamp = self._stamp(stamp, where)
-            there = not stamp.endswith("gone")
-            self._enter(file, stamp, Entry.of_record(record, run, there=there))
+            entry = Entry.of_record(record, run, there=not stamp.endswith("gone"))
+            if lacking and entry.complete and entry.fingerprint is None:
+                entry = entry.with_fingerprint(self._fingerprint(where))
+            self._enter(file, stamp, entry)
 
     def _stamp(self, stamp: str, path: str) -> str:
         return stamp if "://" in path or os.path.lexists(path) else f"{stamp} gone"
@@ -265,7 +268,7 @@ class _Scan:
             entry = entry.with_fingerprint(self._fingerprint(found.path))
         self._enter(file, stamp, entry)
 
-    def _fingerprint(self, path: Path) -> str | None:
+    def _fingerprint(self, path: str | Path) -> str | None:
         from checkpoints_index.formats import open_weights
 
         try:

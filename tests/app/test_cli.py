@@ -108,37 +108,6 @@ def test_the_report_and_a_plot_of_a_trained_run(capsys, tmp_path, tiny_run):
     assert "plotly" in (tmp_path / "a" / "l.html").read_text().lower()
 
 
-def test_checkpoints_are_listed_shown_and_verified(capsys, tiny_run, tiny_plan):
-    code, out, _ = run(capsys, "checkpoints", "list", tiny_run, "--json")
-    listed = json.loads(out)
-    steps = [s for s in range(31) if tiny_plan.is_checkpoint(s)]
-    fork = tiny_plan.schedule.fork_step
-    assert code == 0
-    assert [r["step"] for r in listed if r["branch"] == "main"] == [s for s in steps if s <= fork]
-    for arm in ("continue", "curriculum"):
-        assert [r["step"] for r in listed if r["branch"] == arm] == [s for s in steps if s > fork]
-    code, out, _ = run(capsys, "checkpoints", "show", tiny_run, "curriculum", "30")
-    shown = json.loads(out)
-    assert (shown["phase"], shown["tokens_seen"]) == ("final", 30 * tiny_plan.tokens_per_step)
-    code, out, _ = run(capsys, "checkpoints", "verify", tiny_run)
-    assert (code, out) == (0, f"{len(listed)} of {len(listed)} checkpoints are whole\n")
-
-
-def test_a_damaged_checkpoint_is_found(capsys, tmp_path, tiny_run):
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(tiny_run, copy)
-    weights = copy / "checkpoints" / "main" / "step-00000008" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-5] ^= 1
-    weights.write_bytes(data)
-    code, _, err = run(capsys, "checkpoints", "verify", copy)
-    assert code == 1
-    assert "step-00000008/model.safetensors: sha256" in err
-    assert run(capsys, "checkpoints", "verify", copy, "--fast")[0] == 0
-
-
 def test_arms_share_the_trunk_and_differ_after_the_fork(tiny_run, tiny_plan):
     fork = tiny_plan.schedule.fork_step
     lines = {a: wb.open_run(tiny_run, a).train.loss for a in ("main", "continue", "curriculum")}

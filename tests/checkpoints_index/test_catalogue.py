@@ -111,6 +111,15 @@ def test_equal_weights_are_found_wherever_they_lie(runs, catalogue):
     assert all(e.fingerprint for e in catalogue.list(trainer="transformers"))
 
 
+def test_a_recorded_checkpoint_without_a_fingerprint_can_have_one_in_the_catalogue(runs, catalogue):
+    CheckpointIndex(runs / "one").add(record(20), replace=True)
+    scan(catalogue, [runs])
+    assert catalogue.list(run="one", after=10, until=20)[0].fingerprint is None
+    assert scan(catalogue, fingerprints=True).faults == {}
+    assert catalogue.list(run="one", after=10, until=20)[0].fingerprint is not None
+    assert scan(catalogue, fingerprints=True).read == 0
+
+
 def test_what_has_not_changed_is_not_read_again(runs, catalogue):
     scan(catalogue, [runs])
     assert scan(catalogue).read == 0

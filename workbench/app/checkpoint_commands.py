@@ -46,7 +46,7 @@ def checkpoints() -> None:
 @checkpoints.command("scan")
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--fingerprints", is_flag=True,
-              help="Read all weights that no run has a record of, to know equal ones.")  # fmt: skip
+              help="Read all weights whose fingerprint no record tells.")  # fmt: skip
 @click.option("--forget", multiple=True, type=click.Path(path_type=Path),
               help="Take a folder's entries out; nothing on disk is touched.")  # fmt: skip
 @click.option("--wait", "wait_s", default=60.0, show_default=True,

@@ -21,6 +21,8 @@ import click
 from workbench import __version__
 from workbench.app.checkpoint_commands import checkpoints
 from workbench.app.echo import echo
+from workbench.app.export_command import export_command
+from workbench.app.store_commands import gc, results, verify
 
 if TYPE_CHECKING:
     from workbench.app.experiment import Experiment
@@ -249,7 +251,8 @@ def lab(folder: Path) -> None:
     sys.exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
 
 
-commands.add_command(checkpoints)
+for command in (checkpoints, export_command, gc, results, verify):
+    commands.add_command(command)
 
 
 def _plan(preset: str, seed: int | None, steps: int | None) -> Any:

@@ -25,6 +25,7 @@ from checkpoints_index.errors import (
 )
 from checkpoints_index.formats import Weights, open_weights, recognise, size_bytes
 from checkpoints_index.index import CheckpointIndex
+from checkpoints_index.layouts import find
 from checkpoints_index.particulars import particulars
 from checkpoints_index.record import CheckpointRecord
 
@@ -32,6 +33,10 @@ TOLD = {f.name for f in fields(CheckpointRecord)} - {
     "run", "branch", "step", "tokens_seen", "format", "uri", "size_bytes", "complete", "pruned",
 }  # fmt: skip
 """Fields that the caller may know better than the checkpoint does."""
+
+FINGERPRINT_AT_MOST = 8 << 30
+"""Bytes of a checkpoint that are read for its fingerprint while a training waits: some ten seconds.
+Above, `workbench checkpoints scan --fingerprints` reads them at leisure."""
 
 
 def enter_checkpoint(
@@ -48,6 +53,7 @@ def enter_checkpoint(
 
     A record of the same branch and step is replaced: after a resume the checkpoint is made again.
     Unless the same weights were saved twice, and the first path still holds them: that one stays.
+    Of more than FINGERPRINT_AT_MOST bytes the fingerprint is left out.
     A record of another step at this path is marked incomplete, with a warning: its weights have
     been overwritten.
 
@@ -65,7 +71,8 @@ def enter_checkpoint(
     told = _told(about)
     format, weights = recognise(path), open_weights(path)
     index = CheckpointIndex(run)
-    fingerprint, uri = weights.fingerprint(), uri_of(run, path)
+    size, uri = size_bytes(path), uri_of(run, path)
+    fingerprint = weights.fingerprint() if size <= FINGERPRINT_AT_MOST else None
     known = {(r.branch, r.step): r for r in index.list()}
     before = known.pop((branch, step), None)
     for other in known.values():
@@ -73,6 +80,7 @@ def enter_checkpoint(
             _mark_overwritten(index, other, step)
     if (
         before is not None
+        and fingerprint is not None
         and (before.fingerprint, before.tokens_seen) == (fingerprint, tokens_seen)
         and before.uri != uri
         and _still_there(run, before)
@@ -84,8 +92,8 @@ def enter_checkpoint(
         "utc": time.time(),
         "dtype": _dtype(weights),
         "fingerprint": fingerprint,
-        "trainer": "workbench" if format == "native" else None,
         **_believable({} if _is_url(path) else particulars(path)),
+        **({} if _is_url(path) else _by_layout(Path(path))),
     }
     record = CheckpointRecord(
         run=run.resolve().name,
@@ -94,7 +102,7 @@ def enter_checkpoint(
         tokens_seen=tokens_seen,
         format=format,
         uri=uri,
-        size_bytes=size_bytes(path),
+        size_bytes=size,
         **{**said, **told},
     )
     index.add(record, replace=True)
@@ -114,6 +122,14 @@ def _told(about: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(sorted(TOLD))}."
         )
     return told
+
+
+def _by_layout(path: Path) -> dict[str, Any]:
+    """Whose checkpoint it is, and whether a training could go on from it, by its layout."""
+    found = next(find(path), None) if path.is_dir() else None
+    if found is None or found.path != path:
+        return {}
+    return {"trainer": found.trainer, "kind": found.kind}
 
 
 def _believable(said: Mapping[str, Any]) -> dict[str, Any]:
