@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import icechunk as ic
+import numpy as np
 import pytest
 import xarray as xr
 import zarr
@@ -197,6 +198,43 @@ def test_nothing_is_written_into_the_users_folders_but_the_journal(store, rows, 
     assert made <= {("state", "training-dynamics-workbench", "journal")}
     with pytest.raises(UsageError, match=r"store\.location"):
         _ = store.path
+
+
+def test_a_local_store_copied_object_by_object_is_a_store_there(
+    small_store, place, rows, check_steps
+):
+    with small_store.writer("main") as w:
+        record(w, rows, 1, 60)
+        w.tag_checkpoint(60)
+    objects = Location.of(place)._objects()
+    for path in small_store.path.rglob("*"):
+        key = path.relative_to(small_store.path)
+        if path.is_file() and key.parts[0] not in ("locks", "journal"):
+            obstore.put(objects, key.as_posix(), path.read_bytes())
+    there = RunStore.open(place)
+    assert check_steps(there.read("main")) == 60
+    with there.writer("main") as w:
+        record(w, rows, 61, 70)
+    assert check_steps(there.read("main")) == 70
+    assert list(there.checkpoints("main")) == [60]
+
+
+def test_the_page_about_it_runs_as_it_is_written(store, place, s3, rows):
+    page = (HOME / "docs" / "object-storage.md").read_text()
+    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    apart = place.replace("demo", "page").removeprefix("s3://")
+    bucket, _, prefix = apart.partition("/")
+    known: dict = {}
+    for block in blocks[1:]:
+        code = block.replace('s3://bucket/runs/mine"', f's3://{apart}"')
+        code = code.replace('bucket="bucket", prefix="runs/mine"', f"{bucket=}, {prefix=}")
+        here = f"endpoint_url={s3.url!r}, allow_http=True, force_path_style=True"
+        exec(code.replace("from_env=True", f"from_env=True, {here}"), known)
+        if "store" in known and not known["store"].read("main").groups:
+            with known["store"].writer("main") as w:
+                w.append("train", {**rows(1, 3)[1], "loss": np.ones(3, "float32")})
+    assert known["loss"].tolist() == known["train"].loss.values.tolist() == [1, 1, 1]
+    assert known["run"].train.loss.sizes["step"] == 3
 
 
 # Making and finding
