@@ -1,8 +1,12 @@
-"""Writers are killed a hundred times, at all moments, and lose nothing that they were told of."""
+"""Writers are killed a hundred times, at all moments, and lose nothing that they were told of.
+
+The figures are logged: pytest --log-cli-level=info -m slow.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -147,7 +151,7 @@ def told(outcome: Outcome) -> str:
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_lose_nothing_that_was_promised(tmp_path, record_property):
+def test_a_hundred_kills_lose_nothing_that_was_promised(tmp_path):
     lanes = [
         Lane("direct", 42, 0.001),
         Lane("recorder", 42, 0.002),
@@ -158,7 +162,7 @@ def test_a_hundred_kills_lose_nothing_that_was_promised(tmp_path, record_propert
     with ThreadPoolExecutor(len(lanes)) as pool:
         outcomes = pool.map(run, lanes, [tmp_path / str(n) for n in range(len(lanes))])
         for outcome in outcomes:
-            record_property(outcome.lane.name, told(outcome))
+            logging.getLogger(__name__).info(told(outcome))
 
 
 def test_rows_committed_just_before_a_kill_do_not_come_back_after_a_rollback(tmp_path, monkeypatch):
