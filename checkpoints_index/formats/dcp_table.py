@@ -92,6 +92,7 @@ def _nothing(*said: Any) -> None:
 
 
 _METADATA = "torch.distributed.checkpoint.metadata"
+_PLANNER = "torch.distributed.checkpoint.planner"
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
 _KINDS = {kind: name for name, kind in TORCH_NAMES.items()} | {"double": "F64", "float": "F32",
     "half": "F16", "long": "I64", "int": "I32", "short": "I16"}  # fmt: skip
@@ -110,6 +111,12 @@ ADMITTED: dict[tuple[str, str], Any] = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _Stored,
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"): _Other,
     ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo"): _Stored,
+    # Megatron-LM leaves its plan of the save in the table.
+    (_PLANNER, "SavePlan"): _Other,
+    (_PLANNER, "WriteItem"): _Other,
+    (_PLANNER, "WriteItemType"): _nothing,
+    (_PLANNER, "TensorWriteData"): _Other,
+    (_PLANNER, "BytesIOWriteData"): _Other,
     ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): _nothing,
     ("collections", "OrderedDict"): OrderedDict,

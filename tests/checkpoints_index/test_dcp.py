@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,18 @@ def test_the_table_is_read_without_torch(training):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout.strip() == "6 True training False"
+
+
+def test_a_table_with_its_plan_of_the_save_and_a_path_in_it_is_read(training, tmp_path):
+    def change(metadata):
+        planner = dcp.DefaultSavePlanner()
+        planner.set_up_planner({"model": WEIGHTS, "step": 3}, is_coordinator=True)
+        metadata.all_local_plans = [planner.create_local_plan()]
+        metadata.storage_meta = dcp.metadata.StorageMeta(checkpoint_id=tmp_path, modules=["x"])
+        metadata.state_dict_metadata = OrderedDict(metadata.state_dict_metadata)
+
+    folder = altered(training, tmp_path, change)
+    assert open_weights(folder).fingerprint() == open_weights(training).fingerprint()
 
 
 class Harm:

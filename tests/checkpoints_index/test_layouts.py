@@ -14,6 +14,8 @@ import lightning
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -400,6 +402,43 @@ def test_hostile_names_are_told_in_one_plain_line(tmp_path):
         assert not one_found.complete
         assert one_found.why.isprintable()
         assert len(one_found.why) <= 400
+
+
+@pytest.fixture(scope="module")
+def everyone(tmp_path_factory, trained):
+    """One checkpoint of every layout, and all their small files."""
+    root = tmp_path_factory.mktemp("everyone")
+    shutil.copytree(trained / "checkpoint-2", root / "trainer" / "checkpoint-2")
+    torchtitan(root / "titan", 10)
+    olmo_core(root / "olmo", 20, 5)
+    megatron_torch(root / "mega", 30)
+    megatron_dist(root / "mega-dist", 40)
+    tracker(root / "mega-dist", "40")
+    composer_file(root / "composer", 0, 50)
+    state = {"global_step": 60, "pytorch-lightning_version": "2"}
+    torch.save({**state, "state_dict": WEIGHTS}, root / "last.ckpt")
+    return root, [f for f in sorted(root.rglob("*")) if f.is_file() and not f.is_symlink()]
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_whatever_stands_in_a_file_each_checkpoint_is_told_of_in_one_plain_line(everyone, data):
+    root, files = everyone
+    file = data.draw(st.sampled_from(files))
+    raw = file.read_bytes()
+    at = data.draw(st.integers(0, max(len(raw) - 1, 0)))
+    junk = data.draw(st.binary(min_size=1, max_size=16))
+    cut_here = data.draw(st.booleans())
+    try:
+        file.write_bytes(raw[:at] + junk + (b"" if cut_here else raw[at + len(junk) :]))
+        for found in find(root):
+            assert found.complete == (not found.why)
+            assert found.why.isprintable()
+            assert len(found.why) <= 400
+            assert found.step is None or 0 <= found.step < 2**63
+    finally:
+        file.write_bytes(raw)
+    assert [f.complete for f in find(root)] == [True] * 7
 
 
 def test_nothing_is_read_of_the_tensors_themselves(tmp_path, monkeypatch):
