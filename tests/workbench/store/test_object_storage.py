@@ -419,6 +419,7 @@ with store.writer(sys.argv[2]) as w:
 """
 
 
+@pytest.mark.slow
 def test_four_processes_on_four_branches_lose_nothing_while_they_are_read(
     store, place, rows, start, check_steps
 ):
