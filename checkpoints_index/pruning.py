@@ -13,6 +13,7 @@ there was a checkpoint, and why its weights are gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -143,9 +144,9 @@ def _held(path: Path) -> int:
     """Bytes that deleting `path` frees; links and files with further names free none."""
     total = 0
     for file in _files(path):
-        stat = os.lstat(file)
-        if stat.st_nlink == 1:
-            total += stat.st_size
+        with contextlib.suppress(FileNotFoundError):
+            stat = os.lstat(file)
+            total += stat.st_size if stat.st_nlink == 1 else 0
     return total
 
 
@@ -217,10 +218,11 @@ def sweep(run: str | Path, examined: Examined, why: str) -> int:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    while path.is_dir() and not path.is_symlink():
+        # A trainer that sweeps away what looks half-written may be deleting the same folder.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

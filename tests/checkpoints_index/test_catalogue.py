@@ -87,6 +87,16 @@ def test_a_scan_finds_recorded_runs_and_those_of_other_trainers(runs, catalogue)
     assert theirs.size_bytes > 0
 
 
+def test_half_written_checkpoints_of_other_trainers_are_entered_as_such(tmp_path, catalogue):
+    (tmp_path / "titan" / "checkpoint" / "step-1000").mkdir(parents=True)
+    save(tmp_path / "titan" / "checkpoint" / ".partial-step-7", 1)
+    assert scan(catalogue, [tmp_path / "titan"]).faults == {}
+    half = [e for e in catalogue.list() if e.step == 1000]
+    assert [(e.run, e.trainer, e.complete) for e in half] == [("titan", "torchtitan", False)]
+    assert half[0].why
+    assert all(not e.complete for e in catalogue.list())
+
+
 def test_filters_are_answered_together(runs, catalogue):
     scan(catalogue, [runs])
     assert names(catalogue.list(run="one", after=10, until=20)) == [("one", "main", 20)]

@@ -92,21 +92,21 @@ def enter_checkpoint(
         "utc": time.time(),
         "dtype": _dtype(weights),
         "fingerprint": fingerprint,
-        **_believable({} if _is_url(path) else particulars(path)),
-        **({} if _is_url(path) else _by_layout(Path(path))),
+        **_said_by(path),
     }
     record = CheckpointRecord(
-        run=run.resolve().name,
-        branch=branch,
-        step=step,
-        tokens_seen=tokens_seen,
-        format=format,
-        uri=uri,
-        size_bytes=size,
-        **{**said, **told},
-    )
+        run=run.resolve().name, branch=branch, step=step, tokens_seen=tokens_seen, format=format,
+        uri=uri, size_bytes=size, **{**said, **told},
+    )  # fmt: skip
     index.add(record, replace=True)
     return record
+
+
+def _said_by(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint tells of itself, by its small files and its layout."""
+    if _is_url(path):
+        return {}
+    return {**_believable(particulars(path)), **_by_layout(Path(path))}
 
 
 def _told(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _told(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_layout(path: Path) -> dict[str, Any]:
-    """Whose checkpoint it is, and whether a training could go on from it, by its layout."""
+    """Whose checkpoint it is, and whether a training could go on from it."""
     found = next(find(path), None) if path.is_dir() else None
     if found is None or found.path != path:
         return {}
