@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoints_index.formats.hub import HubPlace
 from checkpoints_index.formats.native import verify_native
 from checkpoints_index.formats.opening import open_weights
 from checkpoints_index.formats.place import LocalPlace, Place, place_of
@@ -29,7 +30,7 @@ def verify(path: str | Path, *, deep: bool = False) -> None:
 
 
 def size_bytes(path: str | Path) -> int:
-    """Bytes of a checkpoint where it lies, all its files.
+    """Bytes of a checkpoint where it lies, all its files; of the Hub, those in the cache.
 
     Example:
         >>> import pathlib, tempfile
@@ -47,6 +48,9 @@ def size_bytes(path: str | Path) -> int:
 
 
 def _size(place: Place) -> int:
+    if isinstance(place, HubPlace):
+        # To ask a file that is not in the cache for its size would fetch it.
+        return sum(place.child(name).size() for name in place.cached_names())
     if place.is_file():
         return place.size()
     return sum(_size(place.child(name)) for name in place.names())

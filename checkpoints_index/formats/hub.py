@@ -217,7 +217,7 @@ class HubPlace(Place):
     def _names(self) -> list[str]:
         from huggingface_hub import HfApi
 
-        cached = self._cached_names()
+        cached = self.cached_names()
         # Either file tells where all weights are: then there is nothing to ask the Hub.
         if {ONE_FILE, SHARD_INDEX} & set(cached) or (self.offline and cached):
             return cached
@@ -233,7 +233,7 @@ class HubPlace(Place):
             return cached
         return sorted(name for name in files if "/" not in name)
 
-    def _cached_names(self) -> list[str]:
+    def cached_names(self) -> list[str]:
         """Files of the revision that the cache holds."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError

@@ -169,6 +169,11 @@ def test_only_the_files_that_are_asked_for_are_fetched(tmp_path, monkeypatch, hu
     hub.clear()
     assert torch.equal(weights["model.layers.1.w"], weights_of(REVISIONS[1])["model.layers.1.w"])
     assert hub == [("download", "model-00002-of-00002.safetensors")]
+    hub.clear()
+    fetched = ("model.safetensors.index.json", "model-00002-of-00002.safetensors")
+    files = files_of(REVISIONS[1])
+    assert size_bytes(f"hf://{OLMOE}@{REVISIONS[1]}") == sum(len(files[name]) for name in fetched)
+    assert hub == []
 
 
 def test_what_is_cached_is_not_asked_for_again(cache, hub):
