@@ -97,11 +97,6 @@ def _run_apart(work: Coroutine[Any, Any, None]) -> None:
         pool.submit(asyncio.run, work).result()
 
 
-def _last_marked(store: RunStore, branch: str) -> str:
-    """The last checkpoint's snapshot on the way to the end of `branch`; "" where there is none."""
-    return next(reversed(store.checkpoints(branch).values()), "")
-
-
 class StoreWriter:
     """Appends rows to one branch. Made by `RunStore.writer`; use it as a context.
 
@@ -126,7 +121,7 @@ class StoreWriter:
             self._relabel = False
             self._version = version_of(snapshot.root)
             self._owes_sync = False
-            self._marked = _last_marked(store, branch)
+            self._marked = store.history.last_mark(self.snapshot_id)
             self._strands = {
                 (group, dim): Strand(group, dim, self._stored(snapshot, group))
                 for group, dims in GROWING.items()
@@ -321,7 +316,7 @@ class StoreWriter:
             note = {"branch": self.branch, "after": self._marked, **self._ends()}
             new = session.flush(message, metadata=note)
             self._store.location.sync()
-            repository.reset_branch(self.branch, new, from_snapshot_id=self.snapshot_id)
+            self._store.move(self.branch, new, since=self.snapshot_id)
             # The branch shows the rows from here on, whatever the last sync says.
             for strand in grown.values():
                 strand.settle()
