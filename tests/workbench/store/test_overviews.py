@@ -121,7 +121,7 @@ def small_levels(monkeypatch):
     seed=st.integers(0, 10),
 )
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_stretch_of_any_record_is_summarised_as_numpy_does(
     small_levels, parts, points, cut, tail, gaps, every, seed
