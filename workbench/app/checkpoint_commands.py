@@ -218,6 +218,9 @@ def prune(
     from workbench.app.checkpoint_text import prune_summary, size
 
     _of_run(run)
+    where = _catalogue(catalogue)
+    if not where.exists:
+        echo(f"no catalogue at {where.file}: what other runs need is not known", err=True)
     share: float | str = float(window) if _is_number(window) else window
     rule = Rule(window=share, dense_last=dense_last, elsewhere=elsewhere)
     why = "pruned to make room: " + (
@@ -228,7 +231,7 @@ def prune(
         if apply and store is not None:
             # No arm can be forked at a checkpoint between its being chosen and its being withdrawn.
             held.enter_context(store.commit_lock()).acquire(wait=True)
-        plan, examined = _plan(run, rule, _catalogue(catalogue), store)
+        plan, examined = _plan(run, rule, where, store)
         if not as_json:
             _lines(prune_summary(plan, examined))
         if apply:
