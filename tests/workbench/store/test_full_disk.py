@@ -19,6 +19,7 @@ import workbench.store.location as location
 from workbench.capture.adapters.generic import Generic
 from workbench.capture.recorder import Recorder
 from workbench.store.run_store import RunStore
+from workbench.store.verification import verify_store
 
 FULL = (OSError, IcechunkError)
 
@@ -119,6 +120,7 @@ def test_a_writer_that_dies_on_a_full_disk_leaves_what_was_acknowledged_to_the_n
         append(writer, last + 1, 100)
         writer.commit("gone on")
     assert len(ledger.shown(store.read("main"))) == 100
+    assert not verify_store(store).faults
 
 
 def test_a_store_that_cannot_be_made_for_lack_of_room_leaves_nothing(small_disk):
@@ -183,6 +185,7 @@ def test_training_goes_on_while_the_disk_is_full_and_no_step_is_missing_afterwar
     store = RunStore.open(small_disk / "run" / "store")
     assert np.array_equal(ledger.shown(store.read("main")), np.ones(200))
     assert list(store.checkpoints("main")) == [70, 200]
+    assert not verify_store(store).faults
 
 
 @pytest.mark.parametrize("failing", [1, 2])

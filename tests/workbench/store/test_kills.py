@@ -21,6 +21,7 @@ from nursery import ENVIRONMENT, HERE, Death, Moment, Nursery
 from workbench.errors import RunNotFound
 from workbench.store.journal import Journal
 from workbench.store.run_store import RunStore
+from workbench.store.verification import verify_store
 
 KILL_SAFE = ("sealed", "synced", "committed", "tagged")
 LOST_AT_MOST = 5.0
@@ -100,6 +101,7 @@ def run(lane: Lane, folder: Path) -> Outcome:
     finally:
         outcome.reader = reader.close()
     _check_reader(outcome)
+    assert not verify_store(RunStore.open(store_path)).faults
     return outcome
 
 

@@ -20,6 +20,7 @@ from loop_disk import LoopDisk
 from nursery import Death, Moment, Nursery
 
 from workbench.store.run_store import RunStore
+from workbench.store.verification import verify_store
 
 ON_DISK = ("synced", "committed", "tagged")
 PHASES = ("sync", "commit", "sync_tree", "begin", "tag_checkpoint", "writer")
@@ -63,6 +64,7 @@ def rounds(folder: Path, cuts: int, seed: int) -> list[Death]:
             assert {d.acknowledged["tagged"] for d in deaths if "tagged" in d.acknowledged} <= {
                 *tags
             }
+        assert not verify_store(RunStore.open(disk.place / "store")).faults
     return deaths
 
 
