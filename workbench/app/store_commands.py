@@ -148,7 +148,7 @@ def _opened(run: str) -> tuple[Path | None, RunStore | None]:
     from icechunk import IcechunkError
 
     from workbench.errors import SchemaError
-    from workbench.store.chunk_reader import in_a_line
+    from workbench.store.chunk_reader import NativeFault, in_a_line, panics_as_errors
     from workbench.store.run_store import RunStore
 
     folder = Path(run)
@@ -156,8 +156,9 @@ def _opened(run: str) -> tuple[Path | None, RunStore | None]:
     inside = not remote and (folder / "store").exists()
     if remote or inside or (folder / "refs").is_dir():
         try:
-            store = RunStore.open(folder / "store" if inside else run)
-        except IcechunkError as error:
+            with panics_as_errors():
+                store = RunStore.open(folder / "store" if inside else run)
+        except (IcechunkError, NativeFault) as error:
             raise SchemaError(
                 f"the store of {run} cannot be opened: {in_a_line(error)}. Restore refs and "
                 f"config.yaml of the store from a copy."

@@ -11,6 +11,7 @@ a chunk where that is more.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -91,7 +92,8 @@ class ChunkReader:
 
     def _read(self, array: zarr.Array[Any], region: Region) -> np.ndarray | None:
         try:
-            return np.asarray(array[region])
+            with panics_as_errors():
+                return np.asarray(array[region])
         except Exception:
             # Whatever it is that storage, codecs and Zarr raise on bytes that are not theirs.
             faults = list(self._one_by_one(array, region))
@@ -103,7 +105,8 @@ class ChunkReader:
 
     def _read_again(self, array: zarr.Array[Any], region: Region) -> np.ndarray | None:
         try:
-            return np.asarray(array[region])
+            with panics_as_errors():
+                return np.asarray(array[region])
         except Exception as error:
             self.report.add([self._fault(array, region, error)])
             return None
@@ -118,7 +121,8 @@ class ChunkReader:
                 for at, c, n in zip(corner, array.chunks, array.shape, strict=True)
             )
             try:
-                array[one]
+                with panics_as_errors():
+                    array[one]
             except Exception as error:
                 yield self._fault(array, one, error)
 
@@ -156,6 +160,23 @@ class ChunkReader:
                 if len(found) == FILES_AT_MOST:
                     break
         return tuple(found)
+
+
+class NativeFault(RuntimeError):
+    """Native code gave up on bytes that make no sense."""
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Icechunk's Rust code panics on some damaged files, which Python sees as an exception that
+    `except Exception` lets pass, like a keyboard interrupt. Here it becomes a NativeFault.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise NativeFault(str(error)) from None
 
 
 def in_a_line(error: BaseException) -> str:

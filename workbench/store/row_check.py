@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from workbench.store import rules
-from workbench.store.chunk_reader import PIECE_BYTES, ChunkReader, row_bytes
+from workbench.store.chunk_reader import PIECE_BYTES, ChunkReader, panics_as_errors, row_bytes
 from workbench.store.fault import Fault
 from workbench.store.schema import CLOCKS, GROWING, SCHEMA
 from workbench.store.snapshot import Snapshot
@@ -165,16 +165,17 @@ class RowCheck:
     def _rows_of(self, samples: np.ndarray) -> dict[str, np.ndarray] | None:
         """Tokens, assignments and entropy of the sampled steps; None where a step is not there."""
         try:
-            steps = np.asarray(self.arrays["router/step"][:])
-            at = np.searchsorted(steps, samples)
-            if (at >= len(steps)).any() or (steps[at] != samples).any():
-                return {}
-            names = [n for n in ("tokens", "assignments", "entropy") if f"router/{n}" in
-                     self.arrays and f"router/{n}" not in self.departed]  # fmt: skip
-            return {
-                name: np.asarray(self.arrays[f"router/{name}"].oindex[at.tolist()])
-                for name in names
-            }
+            with panics_as_errors():
+                steps = np.asarray(self.arrays["router/step"][:])
+                at = np.searchsorted(steps, samples)
+                if (at >= len(steps)).any() or (steps[at] != samples).any():
+                    return {}
+                names = [n for n in ("tokens", "assignments", "entropy") if f"router/{n}" in
+                         self.arrays and f"router/{n}" not in self.departed]  # fmt: skip
+                return {
+                    name: np.asarray(self.arrays[f"router/{name}"].oindex[at.tolist()])
+                    for name in names
+                }
         except Exception:
             return None  # told where those rows are read
 

@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from workbench.store.chunk_reader import in_a_line
+from workbench.store.chunk_reader import in_a_line, panics_as_errors
 from workbench.store.fault import FROM_A_COPY, Fault
 from workbench.store.schema import CLOCKS, COORDINATES, GROWING, SCHEMA, SITES, Variable
 from workbench.store.snapshot import Snapshot
@@ -49,10 +49,19 @@ def structure_faults(
     branch: str,
     arrays: Mapping[str, zarr.Array[Any]],
     first: Snapshot | None,
+    before: Snapshot | None,
 ) -> Iterator[Fault]:
-    """Every departure; `first`: the state in which the branch began, where it can be read."""
+    """Every departure.
+
+    Args:
+        first: the state in which the branch began, where it can be read.
+        before: the state before this one, likewise.
+    """
     if first is not None:
         yield from _note_faults(snapshot, first, branch)
+    # A migration may change descriptions, in the one commit that raises the version.
+    if before is not None and before.note.get("schema") == snapshot.note.get("schema"):
+        yield from _changed_descriptions(branch, snapshot.root, arrays, before.root)
     for path, array in arrays.items():
         group, _, name = path.rpartition("/")
         for found, expected in _array_faults(snapshot, group, name, array):
@@ -88,6 +97,46 @@ def _note_faults(snapshot: Snapshot, first: Snapshot, branch: str) -> Iterator[F
             yield _schema_fault(
                 branch, "", "", found_text, f"{expected_text}, as in the branch's first commit"
             )
+
+
+def _changed_descriptions(
+    branch: str, root: zarr.Group, arrays: Mapping[str, zarr.Array[Any]], before: zarr.Group
+) -> Iterator[Fault]:
+    """Arrays and groups that are described otherwise than one commit earlier, or not at all. Every
+    snapshot holds all descriptions, so what is damaged in one is whole in the other.
+    """
+    for path in all_arrays(before).keys() - arrays.keys():
+        group, _, name = path.rpartition("/")
+        yield _schema_fault(branch, group, name, "no such array", "one, as one commit earlier")
+    for path, array in arrays.items():
+        then = before.get(path)
+        if isinstance(then, zarr.Array):
+            now_says, then_said = (
+                {k: v for k, v in a.metadata.to_dict().items() if k != "shape"}
+                for a in (array, then)
+            )
+            for key in sorted(now_says.keys() | then_said.keys()):
+                a, b = (repr(said.get(key)) for said in (now_says, then_said))
+                if a != b:
+                    group, _, name = path.rpartition("/")
+                    found, expected = (f"{key} {_around(x, y)}" for x, y in ((a, b), (b, a)))
+                    yield _schema_fault(
+                        branch, group, name, found, f"{expected}, as one commit earlier"
+                    )
+    for name, group_now in root.groups():
+        then = before.get(name)
+        if name in SCHEMA and isinstance(then, zarr.Group):
+            a, b = repr(dict(group_now.attrs)), repr(dict(then.attrs))
+            if a != b:
+                yield _schema_fault(
+                    branch, name, "", _around(a, b), f"{_around(b, a)}, as one commit earlier"
+                )
+
+
+def _around(text: str, other: str) -> str:
+    """Where `text` departs from `other`."""
+    at = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
+    return text[max(0, at - 20) : at + 30]
 
 
 def _known(group: str, name: str) -> Variable | None:
@@ -133,8 +182,9 @@ def _label_faults(
     if name in ("token_id", "domain") and group == "activations":
         return  # the layout's probe tokens are read from these very arrays
     try:
-        found = np.asarray(array[:])
-        wanted = label_values(snapshot.layout, group, name)
+        with panics_as_errors():
+            found = np.asarray(array[:])
+            wanted = label_values(snapshot.layout, group, name)
     except Exception:
         return  # told with the chunk that cannot be read
     if wanted is not None and found.tolist() != wanted.tolist():
@@ -242,12 +292,13 @@ def _references(repository: ic.Repository, id: str) -> dict[str, int]:
     asked. Lists that several arrays share are left out.
     """
     try:
-        said = json.loads(repository.inspect_snapshot(id, pretty=False))
-        held = {m["id"]: int(m["num_chunk_refs"]) for m in said["manifests"]}
-        nodes = {
-            node["path"].lstrip("/"): [ref["id"] for ref in node.get("manifest_refs", ())]
-            for node in said["nodes"]
-        }
+        with panics_as_errors():
+            said = json.loads(repository.inspect_snapshot(id, pretty=False))
+            held = {m["id"]: int(m["num_chunk_refs"]) for m in said["manifests"]}
+            nodes = {
+                node["path"].lstrip("/"): [ref["id"] for ref in node.get("manifest_refs", ())]
+                for node in said["nodes"]
+            }
     except Exception:
         return {}
     users: dict[str, int] = {}

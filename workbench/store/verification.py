@@ -23,7 +23,7 @@ from pathlib import Path
 import zarr
 
 from workbench.errors import UsageError
-from workbench.store.chunk_reader import ChunkReader, in_a_line
+from workbench.store.chunk_reader import ChunkReader, in_a_line, panics_as_errors
 from workbench.store.fault import FROM_A_COPY, Fault, Report
 from workbench.store.names import AsideTag, CheckpointTag, read_tag
 from workbench.store.row_check import RowCheck, first_row, grows
@@ -113,8 +113,9 @@ class _Verification:
 
     def _state(self, name: str, tagged: str | None = None) -> State | None:
         try:
-            id = tagged or self.repository.lookup_branch(name)
-            history = [info.id for info in self.repository.ancestry(snapshot_id=id)]
+            with panics_as_errors():
+                id = tagged or self.repository.lookup_branch(name)
+                history = [info.id for info in self.repository.ancestry(snapshot_id=id)]
         except Exception as error:
             self._unreadable("branch", name, error)
             return None
@@ -136,8 +137,9 @@ class _Verification:
                 continue
             self.report.count("tags")
             try:
-                id = self.repository.lookup_tag(name)
-                Snapshot(self.repository, id)
+                with panics_as_errors():
+                    id = self.repository.lookup_tag(name)
+                    Snapshot(self.repository, id)
             except Exception as error:
                 self._unreadable("tag", name, error)
                 continue
@@ -177,26 +179,31 @@ class _Verification:
     # One state
 
     def _verify(self, state: State) -> None:
+        """Reads one state. Damage in Icechunk's own files can come up wherever they are asked."""
         self.progress(f"{state.name}")
         try:
-            if state.name.startswith("_"):
-                snapshot = None
-                session = self.repository.readonly_session(snapshot_id=state.id)
-                root = zarr.open_group(session.store, mode="r", zarr_format=3)
-            else:
-                snapshot = Snapshot(self.repository, state.id)
-                root = snapshot.root
-            arrays = all_arrays(root)
-            layout = snapshot and snapshot.layout
+            with panics_as_errors():
+                self._verify_whole(state)
         except Exception as error:
             self._unreadable("branch", state.name, error)
-            return
+
+    def _verify_whole(self, state: State) -> None:
+        snapshot = None
+        if state.name.startswith("_"):
+            session = self.repository.readonly_session(snapshot_id=state.id)
+            root = zarr.open_group(session.store, mode="r", zarr_format=3)
+        else:
+            snapshot = Snapshot(self.repository, state.id)
+            root = snapshot.root
+        arrays = all_arrays(root)
         reader = ChunkReader(self.report, state.name, self.folder)
         since = self._lengths(state.shared)
-        if snapshot is not None and layout is not None:
-            first = self._first(state)
-            faults = structure_faults(self.repository, snapshot, state.name, arrays, first)
-            found = list(faults)
+        if snapshot is not None:
+            # The first holds the layout alone; the one after the repository's own.
+            first, before = (self._earlier(state, place) for place in (-2, 1))
+            found = list(
+                structure_faults(self.repository, snapshot, state.name, arrays, first, before)
+            )
             self.report.add(found)
             departed = {f"{f.group}/{f.variable}" for f in found if f.kind == "schema"}
             RowCheck(reader, snapshot, arrays, since, departed).verify()
@@ -226,10 +233,11 @@ class _Verification:
             )  # fmt: skip
             self.report.add([fault])
 
-    def _first(self, state: State) -> Snapshot | None:
-        """The state that holds the layout alone: the commit after the repository's own."""
+    def _earlier(self, state: State, place: int) -> Snapshot | None:
+        """A state of its history; None where it cannot be read."""
         try:
-            return Snapshot(self.repository, state.history[-2])
+            with panics_as_errors():
+                return Snapshot(self.repository, state.history[place])
         except Exception:
             return None
 
@@ -238,9 +246,10 @@ class _Verification:
         if shared is None:
             return {}
         try:
-            session = self.repository.readonly_session(snapshot_id=shared)
-            root = zarr.open_group(session.store, mode="r", zarr_format=3)
-            return {path: a.shape[0] for path, a in all_arrays(root).items() if a.ndim}
+            with panics_as_errors():
+                session = self.repository.readonly_session(snapshot_id=shared)
+                root = zarr.open_group(session.store, mode="r", zarr_format=3)
+                return {path: a.shape[0] for path, a in all_arrays(root).items() if a.ndim}
         except Exception:
             return {}
 

@@ -1,6 +1,6 @@
 """Damages one file of a store at a time, reads and verifies it, and says what came of it.
 
-    python fuzzed_reader.py STORE SEED CASES
+    python fuzzed_reader.py STORE SEED CASES [PARTS]
 
 A process of its own: what damaged bytes do to native code must not end the tests. STORE is damaged
 and mended in place. Prints a JSON line a case.
@@ -53,22 +53,32 @@ def harmed(held, harm, chance):
     return bytes(flipped)
 
 
+def departure(whole, seen):
+    """What the first difference looks like."""
+    at = next((i for i, (a, b) in enumerate(zip(whole, seen, strict=False)) if a != b), -1)
+    return f"{whole[at - 40 : at + 40]!r} became {seen[at - 40 : at + 40]!r}"
+
+
 def attempt(what, *arguments):
     try:
         return what(*arguments), ""
-    except Exception as error:
+    except BaseException as error:
+        # Icechunk's panics are no Exceptions.
+        if isinstance(error, KeyboardInterrupt):
+            raise
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def main():
     faulthandler.enable()
     path, seed, cases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    parts = sys.argv[4].split(",") if len(sys.argv) > 4 else PARTS
     chance = random.Random(seed)
     whole = everything(path)
     files = {part: sorted(p for p in [path / part, *(path / part).rglob("*")] if p.is_file())
-             for part in PARTS}  # fmt: skip
+             for part in parts}  # fmt: skip
     for _ in range(cases):
-        part = chance.choice([p for p in PARTS if files[p]])
+        part = chance.choice([p for p in parts if files[p]])
         file, harm = chance.choice(files[part]), chance.choice(HARMS)
         held = file.read_bytes()
         if not held:
@@ -80,6 +90,7 @@ def main():
         line = {
             "file": str(file.relative_to(path)), "harm": harm,
             "read": error or ("same" if seen == whole else "different"),
+            "where": "" if error or seen == whole else departure(whole, seen),
             "faults": [refusal] if report is None else [str(f) for f in report.faults],
         }  # fmt: skip
         sys.stdout.write(json.dumps(line) + "\n")

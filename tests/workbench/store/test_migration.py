@@ -12,6 +12,7 @@ import zarr
 from workbench.errors import SchemaError
 from workbench.store import migration, schema
 from workbench.store.run_store import RunStore
+from workbench.store.verification import verify_store
 
 OLD_STORE = Path(__file__).parent / "store_v1.tar.xz"
 
@@ -135,3 +136,75 @@ def test_a_gap_in_the_chain_is_told_and_changes_nothing(chain, monkeypatch):
     with pytest.raises(SchemaError, match="from schema version 2 to 3"):
         migration.migrate(root)
     assert root.attrs["workbench"] == {"schema": 2}
+
+
+def old_rows(first, last):
+    steps = np.arange(first, last + 1)
+    return {"step": steps, "tokens_seen": 10**9 + steps, "loss": np.full(len(steps), 2, "float32")}
+
+
+def test_a_writers_first_commit_migrates_and_the_next_does_not(old_store):
+    before = old_store._history("main")
+    with old_store.writer("main") as w:
+        last = w.last("train")
+        w.append("train", old_rows(last + 1, last + 1) | extra_columns(old_store, 1))
+        w.commit("one step more")
+        assert len(old_store._history("main")) == len(before) + 1
+        w.append("train", old_rows(last + 2, last + 2) | extra_columns(old_store, 1))
+        w.commit("and another")
+    now = old_store.read("main")
+    assert now.note["schema"] == schema.VERSION
+    assert now.labels("train", "step")[-1] == last + 2
+    assert old_store.read("arm").note["schema"] == 1
+    assert verify_store(old_store).sound, str(verify_store(old_store))
+
+
+def extra_columns(store, count):
+    """Whatever else the old rows of train have: its last rows again."""
+    train = store.read("main").root["train"]
+    own = {"step", "tokens_seen", "loss"}
+    return {
+        name: np.repeat(np.asarray(array[-1:]), count)
+        for name, array in train.arrays()
+        if name not in own
+    }
+
+
+def test_rows_of_before_get_their_overviews(small_store):
+    with small_store.writer("main") as w:
+        w.append("train", old_rows(1, 1100))
+    session, root = writable(small_store)
+    del root["overviews"]
+    root.attrs["workbench"] = dict(root.attrs["workbench"]) | {"schema": 1}
+    session.commit("as version 1 would have left it")
+    with small_store.writer("main") as w:
+        w.append("train", old_rows(1101, 1101))
+    snapshot = small_store.read("main")
+    assert snapshot.note["schema"] == schema.VERSION
+    assert snapshot.root["overviews/train/32/loss"].shape[0] == 32
+    report = verify_store(small_store)
+    assert report.sound, str(report)
+    assert report.checked["overview blocks"] == 4
+
+
+def test_a_migration_that_fails_in_a_commit_leaves_the_store_and_the_rows_wait(
+    old_store, monkeypatch
+):
+    def fails(root):
+        root.attrs["half"] = True
+        raise OSError(28, "No space left on device")
+
+    tip = old_store.tip("main")
+    with old_store.writer("main") as w:
+        w.append("train", old_rows(101, 101) | extra_columns(old_store, 1))
+        with monkeypatch.context() as full:
+            full.setattr(migration, "MIGRATIONS", {1: fails})
+            with pytest.raises(OSError, match="No space"):
+                w.commit("on a full disk")
+        assert old_store.tip("main") == tip
+        w.commit("with room again")
+        assert w.waiting == 0
+    now = old_store.read("main")
+    assert "half" not in now.root.attrs
+    assert now.note["schema"] == schema.VERSION
+    assert now.labels("train", "step")[-1] == 101
