@@ -307,3 +307,41 @@ def test_verifying_changes_no_file(store):
     before = {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
     verify_store(store, deep=True)
     assert {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()} == before
+
+
+# Overviews
+
+
+@pytest.fixture
+def long_store(tmp_path):
+    """9,000 steps of train: overviews of two levels."""
+    store = RunStore.create(tmp_path / "long", Layout(layers=(0,), experts=4, k=2))
+    steps = np.arange(1, 9001)
+    loss = np.random.default_rng(0).normal(size=9000).astype("float32")
+    loss[5:40] = np.nan
+    with store.writer("main") as w:
+        w.append("train", {"step": steps, "tokens_seen": steps, "loss": loss})
+    return store
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "where"),
+    [
+        ("overviews/train/32/loss", (31, 0), "bin 31, mean"),
+        ("overviews/train/32/loss", (255, 2), "bin 255, max"),
+        ("overviews/train/256/loss", (0, 3), "bin 0, valid"),
+        ("overviews/train/32/tokens_seen", (0, 1), "bin 0, min"),
+        ("overviews/train/256/last_step", 31, "bin 31"),
+    ],
+)
+def test_an_overview_that_is_not_its_rows_is_told(long_store, path, place, where):
+    assert verify_store(long_store, deep=True).sound
+    change(long_store, path, place, 12)
+    told = [f for f in faults(long_store) if f"{f.group}/{f.variable}" == path]
+    assert [(f.kind, f.place) for f in told] == [("overview", where)]
+
+
+def test_all_overviews_are_held_against_their_rows_where_that_is_asked(long_store):
+    change(long_store, "overviews/train/32/loss", (80, 0), 12)
+    assert not [f for f in faults(long_store) if f.place == "bin 80, mean"]
+    assert [f for f in faults(long_store, deep=True) if f.place == "bin 80, mean"]
