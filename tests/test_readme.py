@@ -48,6 +48,16 @@ def test_the_scientists_snippet_runs_on_a_run(tmp_path, monkeypatch, tiny_run):
     assert shown["skill"].sizes["checkpoint"] == len(shown["run"].checkpoints)
 
 
+def test_xarray_opens_a_run_as_the_readme_says(tmp_path, monkeypatch, tiny_run):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(tiny_run)
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = [s for s in PYTHON if "open_dataset" in s]
+    shown = {}
+    exec(snippet, shown)
+    assert shown["router"].sizes["step"] == wb.open_run("runs/demo").router.sizes["step"]
+
+
 @pytest.mark.parametrize("line", [s for s in SHELL if s.startswith("workbench")])
 def test_an_analysts_line_is_a_command_that_there_is(line, tmp_path, monkeypatch, tiny_run):
     (tmp_path / "runs").mkdir()

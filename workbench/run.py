@@ -161,6 +161,10 @@ class Run:
         `tokens_seen` is a coordinate of its steps. Raises RunNotFound where nothing was recorded.
         """
         router = self._group("router")
+        train = self.train if "train" in self._groups else None
+        if train is not None and "tokens_seen" in train and train.step.equals(router.step):
+            # As it is for nearly every run; of a long one it is not read before it is used.
+            return router.assign_coords(tokens_seen=train.tokens_seen.variable)
         tokens = self._tokens_at(router)
         if tokens is None:
             return router

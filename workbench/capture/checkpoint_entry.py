@@ -34,8 +34,8 @@ TOLD = {f.name for f in fields(CheckpointRecord)} - {
 }  # fmt: skip
 """Fields that the caller may know better than the checkpoint does."""
 
-FINGERPRINT_AT_MOST = 8 << 30
-"""Bytes of a checkpoint that are read for its fingerprint while a training waits: some ten seconds.
+FINGERPRINT_AT_MOST = 1 << 30
+"""Bytes of a checkpoint that are read for its fingerprint while a training waits: a few seconds.
 Above, `workbench checkpoints scan --fingerprints` reads them at leisure."""
 
 

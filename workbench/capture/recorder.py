@@ -315,7 +315,7 @@ class Recorder:
 
         try:
             enter_checkpoint(
-                self.folder.path, Path(path), branch=self.branch, step=step,
+                self.folder.path, path, branch=self.branch, step=step,
                 tokens_seen=self._seen.at(step), parent=self.store.lineage(self.branch),
                 about=about,
             )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from workbench import moe_accessor  # noqa: F401  (registers ds.moe)
 from workbench.capture.accumulators import ENTROPY_BINS, NEAR_TIE_LOGITS
 from workbench.errors import UsageError
 from workbench.store.schema import conform

@@ -56,9 +56,8 @@ def pool(bins: Pooled, starts: np.ndarray) -> Pooled:
         )
         valid = _reduced(np.add, bins.valid, starts)
         mean = total / valid
-    least, greatest = np.fmin, np.fmax
-    if complete:
-        least, greatest = np.minimum, np.maximum
+    least: np.ufunc = np.minimum if complete else np.fmin
+    greatest: np.ufunc = np.maximum if complete else np.fmax
     return Pooled(
         mean, _reduced(least, bins.least, starts), _reduced(greatest, bins.greatest, starts), valid
     )

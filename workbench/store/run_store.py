@@ -298,12 +298,12 @@ class RunStore:
                 f"branch {branch!r} forked from {parent[0]!r} at step {parent[1]}; it cannot go "
                 f"back to {to_step}: fork a new branch from {parent[0]!r} there."
             )
-        if self.read(branch).tail:
-            # What a writer that is gone left in its journal is set aside with the rest, not lost.
-            with self.writer(branch) as last:
-                last.commit("rows of the journal")
-        with self.branch_lock(branch) as writer, self.commit_lock() as lock:
-            writer.acquire()
+        # A writer takes in what the one before it left in its journal, so that it is set aside with
+        # the rest, and removes journals of earlier commits: the branch may stand at one of those
+        # again.
+        with self.writer(branch) as writer, self.commit_lock() as lock:
+            if writer.waiting:
+                writer.commit("rows of the journal")
             lock.acquire(wait=True)
             tip = self.tip(branch)
             if tip == target:

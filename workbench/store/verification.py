@@ -16,6 +16,7 @@ Deep        Shares nothing, reads the last chunks as each checkpoint's tag holds
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +285,11 @@ class _Verification:
 
 
 def _cut_short(rest: bytes) -> bool:
-    """Whether bytes at the end of a journal are the beginning of one frame."""
-    length = int.from_bytes(rest[4:12], "little") if len(rest) >= 12 else len(rest)
-    begun = b"WBJ1".startswith(rest[:4]) if len(rest) < 4 else rest[:4] == b"WBJ1"
-    return begun and len(rest) < 16 + length and b"WBJ1" not in rest[4:]
+    """Whether bytes at the end of a journal are the beginning of one frame, as a kill leaves it."""
+    if len(rest) < 16:
+        return b"WBJ1".startswith(rest[:4])
+    if rest[:4] != b"WBJ1" or b"WBJ1" in rest[4:]:
+        return False
+    length, checksum = int.from_bytes(rest[4:12], "little"), int.from_bytes(rest[12:16], "little")
+    # A whole frame whose length alone is damaged is not cut short.
+    return len(rest) < 16 + length and zlib.crc32(rest[16:]) != checksum

@@ -19,8 +19,7 @@ Threads  One thread at a time; it need not be the one that made the writer. Do n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ import numpy as np
 import zarr
 
 from workbench.errors import SchemaError, StoreBusy, UsageError
+from workbench.store import event_loop
 from workbench.store.arrays import create_array
 from workbench.store.journal import Journal
 from workbench.store.layout import Layout
@@ -89,12 +89,6 @@ def write_labels(root: zarr.Group, layout: Layout, attrs: Mapping[str, Any]) -> 
 
 async def _write_all(root: zarr.Group, strands: list[Strand], sizes: dict[str, int]) -> None:
     await asyncio.gather(*(strand.write(root, sizes) for strand in strands))
-
-
-def _run_apart(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` on a thread of its own: the caller's may have an event loop already (Jupyter)."""
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()
 
 
 class StoreWriter:
@@ -308,7 +302,7 @@ class StoreWriter:
                 migrate(root)
             if self._relabel:
                 write_labels(root, self.layout, self._attrs)
-            _run_apart(_write_all(root, list(grown.values()), self.layout.sizes))
+            event_loop.run(_write_all(root, list(grown.values()), self.layout.sizes))
             for group in ("router", "train"):
                 strand = self._strands[group, "step"]
                 if strand.count // OVERVIEW_ROWS < (strand.count + strand.waiting) // OVERVIEW_ROWS:
