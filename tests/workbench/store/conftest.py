@@ -82,3 +82,33 @@ def check_steps():
         return n
 
     return check
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A local server that speaks S3; one for all, because moto keeps its buckets for all."""
+    pytest.importorskip("obstore", reason="leases on object storage need obstore")
+    pytest.importorskip("moto.server", reason="needs the local S3 server of moto")
+    from s3_server import serving
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def place(s3, monkeypatch, tmp_path):
+    """URL of a prefix in a fresh bucket, the environment set as a user would set it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": s3.url,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(HOME),
+    }.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3.bucket()}/runs/demo/store"
