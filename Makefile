@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint lab format bench-train bench-capture gpu-check clean
+.PHONY: demo test test-fast lint lab format bench-train bench-capture bench-store gpu-check clean
 
 # Pinned by constraints.txt, so that two machines run the same versions.
 $(READY): pyproject.toml constraints.txt
@@ -38,6 +38,9 @@ bench-train: $(READY)  ## tokens a second beside transformers' OLMoE of the same
 
 bench-capture: $(READY)  ## what capture costs a step, beside what others do
 	$(BIN)/python tests/benchmarks/capture.py
+
+bench-store: $(READY)  ## writing and reading a record beside raw files, plain Zarr and HDF5
+	$(BIN)/python tests/benchmarks/store.py
 
 gpu-check:  ## on a GPU machine with torch, triton, numpy and pytest alone: make gpu-check PYTHON=python3
 	$(PYTHON) tests/gpu/check.py --into docs/measured
