@@ -40,6 +40,10 @@ def everything(path):
     return repr(sorted(seen.items()))
 
 
+def age(file):
+    return file.stat().st_mtime_ns, file.name
+
+
 def harmed(held, harm, chance):
     if harm == "empty":
         return b""
@@ -75,8 +79,11 @@ def main():
     parts = sys.argv[4].split(",") if len(sys.argv) > 4 else PARTS
     chance = random.Random(seed)
     whole = everything(path)
-    files = {part: sorted(p for p in [path / part, *(path / part).rglob("*")] if p.is_file())
-             for part in parts}  # fmt: skip
+    # By age: Icechunk's names are drawn afresh for every store.
+    files = {}
+    for part in parts:
+        there = [path / part, *(path / part).rglob("*")]
+        files[part] = sorted((p for p in there if p.is_file()), key=age)
     for _ in range(cases):
         part = chance.choice([p for p in parts if files[p]])
         file, harm = chance.choice(files[part]), chance.choice(HARMS)
