@@ -47,3 +47,7 @@ class RunNotFound(WorkbenchError, LookupError):
 
 class StoreBusy(WorkbenchError, RuntimeError):
     """Another process writes to this store."""
+
+
+class StoreDamaged(WorkbenchError, RuntimeError):
+    """Stored bytes that cannot be read, or are not what was written."""

@@ -120,7 +120,8 @@ def test_a_store_that_does_not_open_is_one_line(run, capsys):
     (run / "store" / "refs" / "branch.main" / "ref.json").write_bytes(b"")
     code, out, err = call(capsys, "verify", run)
     assert (code, out) == (1, "")
-    assert err.startswith(f"workbench: the store of {run} cannot be opened: IcechunkError")
+    assert err.startswith(f"workbench: the store {run}/store cannot be read (IcechunkError")
+    assert "restore its refs and config.yaml from a copy" in err
     assert err.count("\n") == 1
 
 

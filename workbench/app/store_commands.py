@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from workbench.app.echo import echo
+
 if TYPE_CHECKING:
     from workbench.store.run_store import RunStore
 
@@ -55,17 +57,16 @@ def verify(run: str, branch: str | None, deep: bool, as_json: bool) -> None:
     Every chunk is read against its checksum, the numbers against each other, records against tags
     and weights. Nothing is changed, and a run may be verified while it is written.
     """
-    from workbench.store.run_check import verify_run
-    from workbench.store.verification import verify_store
+    from workbench.store.verification import verify_run, verify_store
 
     folder, store = _opened(run)
-    say = None if as_json else (lambda what: click.echo(f"reading {what}", err=True))
+    say = None if as_json else (lambda what: echo(f"reading {what}", err=True))
     if folder is None:
         assert store is not None
         report = verify_store(store, branch=branch, deep=deep, progress=say)
     else:
         report = verify_run(folder, store, branch=branch, deep=deep, progress=say)
-    click.echo(json.dumps(report.as_json()) if as_json else str(report))
+    echo(json.dumps(report.as_json()) if as_json else str(report))
     if not report.sound:
         sys.exit(1)
 
@@ -97,11 +98,11 @@ def gc(run: str, apply: bool, older_than: timedelta, set_aside: bool, as_json: b
     else:
         space = survey(store, older_than=older_than, set_aside=set_aside)
     if as_json:
-        click.echo(json.dumps(space.as_json()))
+        echo(json.dumps(space.as_json()))
         return
-    click.echo(str(space))
+    echo(str(space))
     if not apply and space.objects:
-        click.echo("nothing was touched; add --apply to remove it")
+        echo("nothing was touched; add --apply to remove it")
 
 
 @click.group()
@@ -121,14 +122,14 @@ def list_results(run: str, probe: str | None, as_json: bool) -> None:
 
     kept = Results(_needed(_opened(run)[1], run)).list(probe)
     if as_json:
-        click.echo(json.dumps([asdict(stored) | {"path": stored.path} for stored in kept]))
+        echo(json.dumps([asdict(stored) | {"path": stored.path} for stored in kept]))
         return
     for stored in kept:
-        click.echo(
+        echo(
             f"{stored.probe:<24}{stored.version:>8}  {stored.utc:<26}{stored.nbytes / 1e6:>9.2f} MB"
             f"  {stored.key[:12]}  {json.dumps(stored.params)}"
         )
-    click.echo(f"{len(kept)} results")
+    echo(f"{len(kept)} results")
 
 
 @results.command("drop")
@@ -140,30 +141,20 @@ def drop_results(run: str, probe: str | None, as_json: bool) -> None:
     from workbench.store.results import Results
 
     dropped = Results(_needed(_opened(run)[1], run)).drop(probe)
-    click.echo(json.dumps({"dropped": dropped}) if as_json else f"{dropped} results dropped")
+    echo(json.dumps({"dropped": dropped}) if as_json else f"{dropped} results dropped")
 
 
 def _opened(run: str) -> tuple[Path | None, RunStore | None]:
     """The run's folder, None for a store by itself; and its store, None where it has none."""
-    from icechunk import IcechunkError
-
-    from workbench.errors import SchemaError
-    from workbench.store.chunk_reader import NativeFault, in_a_line, panics_as_errors
+    from workbench.capture.run_folder import RunFolder
     from workbench.store.run_store import RunStore
 
     folder = Path(run)
-    remote = "://" in run[:40]
-    inside = not remote and (folder / "store").exists()
-    if remote or inside or (folder / "refs").is_dir():
-        try:
-            with panics_as_errors():
-                store = RunStore.open(folder / "store" if inside else run)
-        except (IcechunkError, NativeFault) as error:
-            raise SchemaError(
-                f"the store of {run} cannot be opened: {in_a_line(error)}. Restore refs and "
-                f"config.yaml of the store from a copy."
-            ) from error
-        return (folder if inside else None), store
+    if "://" in run[:40] or (folder / "refs").is_dir():
+        return None, RunStore.open(run)
+    place = RunFolder(folder).store
+    if place.exists() or (folder / "store").exists():
+        return folder, RunStore.open(place)
     from workbench.run import open_run
 
     open_run(folder)  # says so if there is no run

@@ -84,6 +84,8 @@ def _open_store(
             "scores": sites[0].scores.name.lower(),
             # `layer` counts routers: a model's dense layers have none.
             "routers": [site.name for site in sites],
+            # Whether fewer than k experts a token are no fault.
+            "drops": any(site.drops for site in sites),
         }
         return RunStore.create(folder.store, layout, about)
     store = RunStore.open(folder.store)

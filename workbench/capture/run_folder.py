@@ -34,8 +34,9 @@ class RunFolder:
     @property
     def store(self) -> Location:
         """Where the record is: store/ in the folder, or the place that run.json names."""
-        named = self.read().get("store") if self.exists else None
-        return Location.of(named if isinstance(named, str) else self.path / "store")
+        here = self.path / "store"
+        named = self.read().get("store") if self.exists and not here.exists() else None
+        return Location.of(named if isinstance(named, str) else here)
 
     @property
     def tokenizer(self) -> Path:

@@ -9,6 +9,10 @@ go at once into <store>/journal/<branch>.<snapshot>.log as well, in frames that 
 and a CRC-32: a frame is there whole or not at all. Only rows that come step by step are kept so;
 what comes at a checkpoint is committed there and then.
 
+Whoever reads a journal passes over a frame that is damaged, says so, and goes on with the next
+one that is whole. What stands behind the last whole frame is what a kill cut short, and nothing to
+tell.
+
 The file's name says which commit its rows come after. A commit that succeeds begins another file,
 so a file of any other name than the branch's tip holds nothing that is not committed.
 
@@ -22,10 +26,11 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,10 +85,16 @@ class Journal:
         return journal_file(self.folder, self.branch, self._snapshot)
 
     def entries(self) -> list[Entry]:
-        """What a writer that is gone has left here; the file is cut after its last whole frame."""
+        """What a writer that is gone has left here; the file is cut after its last whole frame.
+        Where others are damaged, a copy of all of it is kept beside it.
+        """
         if not self.file.exists():
             return []
-        found, end = _frames(self.file.read_bytes())
+        data = self.file.read_bytes()
+        found, end, lost = _frames(data)
+        if lost:
+            self.file.with_suffix(".damaged").write_bytes(data)
+            _tell_damage(self.file, lost)
         self._open()
         assert self._fd is not None
         os.ftruncate(self._fd, end)
@@ -167,19 +178,34 @@ def _frame(entries: list[Entry]) -> bytes:
     return _FRAME.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
-def _frames(data: bytes) -> tuple[list[Entry], int]:
-    """Entries of the whole frames at the beginning of `data`, and where these end."""
+def _frames(data: bytes) -> tuple[list[Entry], int, int]:
+    """Entries of the whole frames in `data`, where the last of these ends, and how many bytes
+    before that belong to none.
+    """
     found: list[Entry] = []
+    end, lost = 0, 0
     at = 0
-    while at + _FRAME.size <= len(data):
-        magic, length, crc = _FRAME.unpack_from(data, at)
-        start = at + _FRAME.size
-        payload = memoryview(data)[start : start + length]
-        if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != crc:
-            break
+    while at >= 0:
+        payload = _payload(data, at)
+        if payload is None:
+            # Only behind damage is there a whole frame further on.
+            at = data.find(_MAGIC, at + 1)
+            continue
         found += _entries(payload)
-        at = start + length
-    return found, at
+        lost += at - end
+        end = at = at + _FRAME.size + len(payload)
+    return found, end, lost
+
+
+def _payload(data: bytes, at: int) -> memoryview | None:
+    """The payload of the frame that begins at `at`; None where no whole one does."""
+    if at + _FRAME.size > len(data):
+        return None
+    magic, length, crc = _FRAME.unpack_from(data, at)
+    start = at + _FRAME.size
+    payload = memoryview(data)[start : start + length]
+    whole = magic == _MAGIC and len(payload) == length and zlib.crc32(payload) == crc
+    return payload if whole else None
 
 
 def _entries(payload: memoryview) -> Iterator[Entry]:
@@ -196,26 +222,45 @@ def _entries(payload: memoryview) -> Iterator[Entry]:
         yield note["group"], rows
 
 
-def read_journal(file: Path) -> tuple[list[Entry], int]:
-    """What a journal holds, and how many bytes at its end belong to no whole frame.
+class Found(NamedTuple):
+    """What a journal holds."""
 
-    Bytes left over are what a kill cut short, or, where the frames go on behind them, damage.
+    entries: list[Entry]
+    lost: int
+    """Bytes before the last whole frame that belong to none: damage."""
+    rest: bytes
+    """What stands behind it: what a kill cut short."""
+
+
+def read_journal(file: Path) -> Found:
+    """What the journal in `file` holds.
 
     Raises:
         FileNotFoundError: there is none, or its rows were committed meanwhile.
     """
     data = file.read_bytes()
-    found, end = _frames(data)
-    return found, len(data) - end
+    entries, end, lost = _frames(data)
+    return Found(entries, lost, data[end:])
 
 
 def read_tail(folder: Path, branch: str, snapshot: str) -> Tail:
     """Rows that come after `snapshot` on `branch`, by now; empty where there are none."""
     try:
-        entries, _ = read_journal(journal_file(folder, branch, snapshot))
+        found = read_journal(journal_file(folder, branch, snapshot))
     except FileNotFoundError:
         return {}
-    return tail_of(entries)
+    if found.lost:
+        _tell_damage(journal_file(folder, branch, snapshot), found.lost)
+    return tail_of(found.entries)
+
+
+def _tell_damage(file: Path, lost: int) -> None:
+    warnings.warn(
+        f"{file}: {lost} bytes are damaged, and the steps in them are lost; those before and after "
+        f"are there. Go on from the last checkpoint where they matter.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def tail_of(entries: list[Entry]) -> Tail:

@@ -22,6 +22,7 @@ from xarray.core import indexing
 
 from workbench import moe_accessor  # noqa: F401  (registers ds.moe)
 from workbench.errors import RunNotFound
+from workbench.store.damage import damage_told
 from workbench.store.overviews import dims_of
 from workbench.store.schema import COORDINATES, GROWING, SCHEMA, Variable
 
@@ -75,7 +76,8 @@ class StoredArray(BackendArray):
         pointwise = isinstance(key, indexing.VectorizedIndexer)
         if pointwise and self._tail is None and isinstance(self._array, zarr.Array):
             support, read = indexing.IndexingSupport.VECTORIZED, self._array.vindex.__getitem__
-        return indexing.explicit_indexing_adapter(key, self.shape, support, read)
+        with damage_told(getattr(self._array, "path", "the rows that wait")):
+            return indexing.explicit_indexing_adapter(key, self.shape, support, read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         if self._tail is None:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import icechunk as ic
 
 from workbench.errors import RunExists, RunNotFound, UsageError
+from workbench.store.damage import damage_told
 from workbench.store.durable import sync_tree
 from workbench.store.lock import FileLock
 from workbench.store.names import check_branch
@@ -164,7 +165,8 @@ class LocalFolder(Location):
         return (self._folder / "refs").is_dir()
 
     def _find(self) -> ic.Repository | None:
-        return ic.Repository.open(self.storage()) if self.exists() else None
+        with damage_told(f"the store {self}", "restore its refs and config.yaml from a copy."):
+            return ic.Repository.open(self.storage()) if self.exists() else None
 
     def make(self, config: ic.RepositoryConfig, fill: Callable[[ic.Repository], None]) -> None:
         """It is made beside its place and renamed into it, so a folder of that name is always a

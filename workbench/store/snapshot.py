@@ -18,6 +18,7 @@ import xarray as xr
 import zarr
 
 from workbench.errors import SchemaError
+from workbench.store.damage import damage_told
 from workbench.store.journal import Tail
 from workbench.store.layout import Layout, ProbeTokens
 from workbench.store.lazy_group import open_group
@@ -39,8 +40,9 @@ class Snapshot:
     def __init__(self, repository: ic.Repository, id: str, tail: Tail | None = None) -> None:
         self.id = id
         self.tail: Tail = tail or {}
-        self._session = repository.readonly_session(snapshot_id=id)
-        self.root = zarr.open_group(self._session.store, mode="r", zarr_format=3)
+        with damage_told(f"snapshot {id}"):
+            self._session = repository.readonly_session(snapshot_id=id)
+            self.root = zarr.open_group(self._session.store, mode="r", zarr_format=3)
         found = int(self.note.get("schema", 0))
         if not 1 <= found <= VERSION:
             raise SchemaError(
@@ -88,15 +90,19 @@ class Snapshot:
 
     def labels(self, group: str, dim: str) -> np.ndarray:
         """The labels of a growing dim, such as the recorded steps; empty where there are none."""
-        array = self.root.get(f"{group}/{dim}")
-        stored = np.asarray(array[:]) if isinstance(array, zarr.Array) else np.empty(0, np.int64)
+        with damage_told(f"{group}/{dim}"):
+            array = self.root.get(f"{group}/{dim}")
+            stored = (
+                np.asarray(array[:]) if isinstance(array, zarr.Array) else np.empty(0, np.int64)
+            )
         return np.concatenate([stored, self.tail.get(group, {}).get(dim, {}).get(dim, stored[:0])])
 
     def dataset(self, group: str) -> xr.Dataset:
         """`group` as a lazy dataset, its tail included; RunNotFound where nothing was recorded in
-        it.
+        it, StoreDamaged, here or when values are read, where its bytes are not what was written.
 
         Text labels are numpy strings (on disk: Zarr's variable-length string, see arrays.py);
         variables are read when they are used, and only the chunks asked for.
         """
-        return open_group(self, group)
+        with damage_told(f"{group} of snapshot {self.id}"):
+            return open_group(self, group)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from workbench.store.run_store import RunStore
-from workbench.store.structure import all_arrays
 from workbench.store.verification import verify_store
+from workbench.store.verification.structure import all_arrays
 
 PARTS = ("chunks", "manifests", "manifests", "snapshots", "snapshots", "refs", "transactions",
          "journal", "config.yaml")  # fmt: skip

@@ -20,8 +20,8 @@ from checkpoints_index.record import CheckpointRecord
 from workbench.errors import WorkbenchError
 from workbench.run import open_run
 from workbench.store.layout import Layout
-from workbench.store.run_check import verify_run
 from workbench.store.run_store import RunStore
+from workbench.store.verification import verify_run
 
 HOME = Path(workbench.__file__).parent.parent
 SCRIPT = Path(__file__).parent / "fuzzed_reader.py"

@@ -135,8 +135,33 @@ def test_every_flipped_bit_of_a_frame_is_found(small_store, rows):
         flipped = bytearray(whole)
         flipped[at] ^= 1 << (at % 8)
         file.write_bytes(flipped)
-        entries, left = read_journal(file)
-        assert (entries, left) == ([], len(whole))
+        found = read_journal(file)
+        assert (found.entries, found.lost, len(found.rest)) == ([], 0, len(whole))
+
+
+@pytest.mark.parametrize("at", [1, 5, 14, 40, -20])
+def test_a_damaged_frame_is_told_and_those_before_and_behind_it_are_read(small_store, rows, at):
+    w = small_store.writer("main")
+    ends = [0]
+    for first in (1, 3, 5):
+        append(w, rows, first, first + 1)
+        w.seal()
+        (file,) = journal_files(small_store)
+        ends.append(file.stat().st_size)
+    w.close()
+    damaged = bytearray(file.read_bytes())
+    damaged[ends[1] + at if at > 0 else ends[2] + at] ^= 4
+    file.write_bytes(damaged)
+    with pytest.warns(RuntimeWarning, match="steps in them are lost"):
+        assert small_store.read("main").labels("train", "step").tolist() == [1, 2, 5, 6]
+    with pytest.warns(RuntimeWarning, match="steps in them are lost"):
+        w = small_store.writer("main")
+    with w:
+        assert w.recovered == 4
+    assert small_store.read("main").labels("router", "step").tolist() == [1, 2, 5, 6]
+    (kept,) = journal_files(small_store)
+    assert kept.suffix == ".damaged"
+    assert kept.read_bytes() == damaged
 
 
 def test_a_full_disk_costs_the_journal_nothing_that_was_sealed(

@@ -24,13 +24,14 @@ from pathlib import Path
 import zarr
 
 from workbench.errors import UsageError
-from workbench.store.chunk_reader import ChunkReader, in_a_line, panics_as_errors
-from workbench.store.fault import FROM_A_COPY, Fault, Report
+from workbench.store.damage import in_a_line, panics_as_errors
 from workbench.store.names import AsideTag, CheckpointTag, read_tag
-from workbench.store.row_check import RowCheck, first_row, grows
 from workbench.store.run_store import RunStore
 from workbench.store.snapshot import Snapshot
-from workbench.store.structure import all_arrays, structure_faults
+from workbench.store.verification.chunk_reader import ChunkReader
+from workbench.store.verification.fault import FROM_A_COPY, Fault, Report
+from workbench.store.verification.row_check import RowCheck, first_row, grows
+from workbench.store.verification.structure import all_arrays, structure_faults
 
 Progress = Callable[[str], None]
 
@@ -218,7 +219,7 @@ class _Verification:
                 for _ in reader.scan(array, start):
                     pass
         if snapshot is not None:
-            from workbench.store.overview_check import overview_faults
+            from workbench.store.verification.overview_check import overview_faults
 
             since_rows = 0 if self.deep else since.get("router/step", 0)
             self.report.add(overview_faults(reader, arrays, state.name, since_rows, deep=self.deep))
@@ -263,20 +264,27 @@ class _Verification:
             if branch not in (None, name):
                 continue
             try:
-                size = file.stat().st_size
-                entries, left = read_journal(file)
-                rest = file.read_bytes()[size - left : size]
+                found = read_journal(file)
             except FileNotFoundError:
                 continue  # committed meanwhile
             except Exception as error:
                 self._tell("journal", name, in_a_line(error), "whole frames")
                 continue
             self.report.count("journals")
-            self.report.count("journal rows", len(entries))
-            if left and not _cut_short(rest):
+            self.report.count("journal rows", len(found.entries))
+            if found.lost:
                 fault = Fault(
                     kind="journal", branch=name, files=(f"journal/{file.name}",),
-                    found=f"{left} bytes from byte {size - left} on that are no whole frame",
+                    found=f"{found.lost} bytes between whole frames that are none",
+                    expected="frames to its end, or one that a kill cut short",
+                    remedy="the rows before and behind are read; those between are lost: go on "
+                    "from the last checkpoint if they matter",
+                )  # fmt: skip
+                self.report.add([fault])
+            elif found.rest and not _cut_short(found.rest):
+                fault = Fault(
+                    kind="journal", branch=name, files=(f"journal/{file.name}",),
+                    found=f"{len(found.rest)} bytes at its end that are no whole frame",
                     expected="frames to its end, or one that a kill cut short",
                     remedy="the rows before are read; those behind are lost: go on from the last "
                     "checkpoint if they matter",

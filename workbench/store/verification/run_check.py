@@ -23,10 +23,10 @@ from checkpoints_index.index import CheckpointIndex
 from checkpoints_index.record import CheckpointRecord
 from workbench.capture.run_folder import RunFolder
 from workbench.errors import RunNotFound
-from workbench.store.fault import Fault, Report
 from workbench.store.names import CheckpointTag, read_tag
 from workbench.store.run_store import RunStore
-from workbench.store.verification import verify_store
+from workbench.store.verification.fault import Fault, Report
+from workbench.store.verification.store_check import verify_store
 
 BROKEN = (CheckpointIncomplete, CheckpointNotFound, RecordError, OSError, ValueError)
 

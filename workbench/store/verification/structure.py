@@ -21,10 +21,10 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from workbench.store.chunk_reader import in_a_line, panics_as_errors
-from workbench.store.fault import FROM_A_COPY, Fault
+from workbench.store.damage import in_a_line, panics_as_errors
 from workbench.store.schema import CLOCKS, COORDINATES, GROWING, SCHEMA, SITES, Variable
 from workbench.store.snapshot import Snapshot
+from workbench.store.verification.fault import FROM_A_COPY, Fault
 
 Coordinates = set[tuple[int, ...]]
 

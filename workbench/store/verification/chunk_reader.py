@@ -11,7 +11,6 @@ a chunk where that is more.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import re
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from workbench.store.fault import FROM_A_COPY, Fault, Report
+from workbench.store.damage import in_a_line, panics_as_errors
+from workbench.store.verification.fault import FROM_A_COPY, Fault, Report
 
 PIECE_BYTES = 16 * 1024 * 1024
 """Values that are held at once."""
@@ -160,26 +160,3 @@ class ChunkReader:
                 if len(found) == FILES_AT_MOST:
                     break
         return tuple(found)
-
-
-class NativeFault(RuntimeError):
-    """Native code gave up on bytes that make no sense."""
-
-
-@contextlib.contextmanager
-def panics_as_errors() -> Iterator[None]:
-    """Icechunk's Rust code panics on some damaged files, which Python sees as an exception that
-    `except Exception` lets pass, like a keyboard interrupt. Here it becomes a NativeFault.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise NativeFault(str(error)) from None
-
-
-def in_a_line(error: BaseException) -> str:
-    """What an error says, in a line: Icechunk's come with the whole way that they took."""
-    text = str(error).partition("context:")[0].replace("|", " ")
-    return f"{type(error).__name__}: {' '.join(text.split())[:240]}"

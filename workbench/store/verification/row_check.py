@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from workbench.store import rules
-from workbench.store.chunk_reader import PIECE_BYTES, ChunkReader, panics_as_errors, row_bytes
-from workbench.store.fault import Fault
+from workbench.store.damage import panics_as_errors
 from workbench.store.schema import CLOCKS, GROWING, SCHEMA
 from workbench.store.snapshot import Snapshot
-from workbench.store.structure import dims_of
+from workbench.store.verification import rules
+from workbench.store.verification.chunk_reader import PIECE_BYTES, ChunkReader, row_bytes
+from workbench.store.verification.fault import Fault
+from workbench.store.verification.structure import dims_of
 
 Arrays = dict[str, zarr.Array[Any]]
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from workbench.store.chunk_reader import ChunkReader
-from workbench.store.fault import Fault
 from workbench.store.overviews import BLOCK, HOME, read_bins
 from workbench.store.pooling import LEVELS, STATISTICS, Pooled, pool, pool_rows
+from workbench.store.verification.chunk_reader import ChunkReader
+from workbench.store.verification.fault import Fault
 
 CLOSE = 1e-4
 """Means are pooled level by level and held in float32."""
