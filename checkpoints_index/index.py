@@ -32,11 +32,19 @@ RECORD_AT_MOST = 16 << 20
 VERSION = 1
 """Of the table; another version is thrown away and made again."""
 
+APPLICATION = 0x77626978
+"""What SQLite keeps in the file's header for us: nobody else's database is ever written to."""
+
 _TABLE = """
 create table if not exists checkpoint (
     file text primary key, stamp text not null, branch text not null, step integer not null,
     phase text not null, format text not null, complete integer not null, record text not null
 )"""
+_COLUMNS = ("file", "stamp", "branch", "step", "phase", "format", "complete", "record")
+
+
+class _NotOurs(Exception):
+    """A database that lies where the catalogue should, and is somebody else's."""
 
 
 class CheckpointIndex:
@@ -183,7 +191,8 @@ class CheckpointIndex:
 
     def rebuild(self) -> int:
         """Make the catalogue anew from the records; returns how many there are."""
-        (self.folder / CATALOGUE).unlink(missing_ok=True)
+        if self._holds_its_catalogue:
+            (self.folder / CATALOGUE).unlink(missing_ok=True)
         with self._catalogue() as table:
             return int(table.execute("select count(*) from checkpoint").fetchone()[0])
 
@@ -196,16 +205,22 @@ class CheckpointIndex:
         finally:
             table.close()
 
+    @property
+    def _holds_its_catalogue(self) -> bool:
+        """Whether the catalogue lies inside the run, and not behind a link somewhere else."""
+        links = self.folder.is_symlink() or (self.folder / CATALOGUE).is_symlink()
+        return self.folder.is_dir() and not links
+
     def _open_table(self) -> sqlite3.Connection:
-        """The catalogue on disk; a broken one is made again, an unwritable one is made in
-        memory.
+        """The catalogue on disk; a broken one is made again. One that cannot be written, or is
+        somebody else's, is left as it is, and made in memory.
         """
         file = self.folder / CATALOGUE
-        if self.folder.is_dir():
+        if self._holds_its_catalogue:
             for attempt in range(2):
                 try:
                     return self._up_to_date(sqlite3.connect(file, timeout=30))
-                except sqlite3.OperationalError:
+                except (sqlite3.OperationalError, _NotOurs):
                     break
                 except sqlite3.DatabaseError:
                     if attempt == 0:
@@ -218,6 +233,7 @@ class CheckpointIndex:
                 # Taken before the files are looked at: two processes must not both bring it up to
                 # date.
                 table.execute("begin immediate")
+                _claim_table(table)
                 self._follow_files(table)
         except BaseException:
             table.close()
@@ -225,10 +241,6 @@ class CheckpointIndex:
         return table
 
     def _follow_files(self, table: sqlite3.Connection) -> None:
-        if table.execute("pragma user_version").fetchone()[0] != VERSION:
-            table.execute("drop table if exists checkpoint")
-            table.execute(f"pragma user_version = {VERSION}")
-        table.execute(_TABLE)
         found = dict(self.files())
         known = dict(table.execute("select file, stamp from checkpoint"))
         gone = [(file,) for file in known.keys() - found.keys()]
@@ -275,6 +287,27 @@ class CheckpointIndex:
                 # Gone since it was listed, or a link to nothing: not there.
                 with contextlib.suppress(FileNotFoundError):
                     yield f"{folder.name}/{entry.name}", stamp_of(entry)
+
+
+def _claim_table(table: sqlite3.Connection) -> None:
+    """Makes the table where it is missing or of another version; _NotOurs for a database that is
+    not a run's catalogue.
+    """
+    (application,) = table.execute("pragma application_id").fetchone()
+    (version,) = table.execute("pragma user_version").fetchone()
+    if application != APPLICATION:
+        names = [
+            name for (name,) in table.execute("select name from sqlite_master where sql <> ''")
+        ]
+        columns = tuple(row[1] for row in table.execute("pragma table_info(checkpoint)"))
+        # Ours had no mark at first; whoever has this very table and no other made it with us.
+        if application or (names and (names, columns) != (["checkpoint"], _COLUMNS)):
+            raise _NotOurs
+        table.execute(f"pragma application_id = {APPLICATION}")
+    if version != VERSION:
+        table.execute("drop table if exists checkpoint")
+        table.execute(f"pragma user_version = {VERSION}")
+    table.execute(_TABLE)
 
 
 def _is_record(name: str) -> bool:

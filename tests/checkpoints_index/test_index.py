@@ -185,3 +185,49 @@ def test_processes_that_ask_and_add_at_once_see_every_record(tmp_path):
     ]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert len(CheckpointIndex(tmp_path).list()) == 75
+
+
+def somebody_else_s(file):
+    with sqlite3.connect(file) as table:
+        table.execute("create table checkpoint (precious)")
+        table.execute("insert into checkpoint values (42)")
+    table.close()
+    return file
+
+
+def test_a_catalogue_that_is_a_link_to_somebody_else_s_database_leaves_it_alone(index, tmp_path):
+    before, place = index.list(), index.folder / CATALOGUE
+    place.unlink()
+    theirs = somebody_else_s(tmp_path / "theirs.db")
+    place.symlink_to(theirs)
+    raw = theirs.read_bytes()
+    assert index.list() == before
+    assert index.rebuild() == 9
+    assert theirs.read_bytes() == raw
+    assert place.is_symlink()
+
+
+def test_a_database_of_somebody_else_s_is_not_written_by_a_question(index):
+    raw = somebody_else_s(index.folder / CATALOGUE).read_bytes()
+    assert len(index.list()) == 9
+    assert (index.folder / CATALOGUE).read_bytes() == raw
+
+
+def test_an_index_that_is_a_link_to_elsewhere_is_read_and_not_written(index, tmp_path):
+    before = index.list()
+    index.folder.joinpath(CATALOGUE).unlink()
+    elsewhere = tmp_path / "elsewhere"
+    index.folder.rename(elsewhere)
+    index.folder.symlink_to(elsewhere)
+    assert index.list() == before
+    assert index.rebuild() == 9
+    assert not (elsewhere / CATALOGUE).exists()
+
+
+def test_a_catalogue_from_before_it_was_marked_is_taken_over(index):
+    index.list()
+    with sqlite3.connect(index.folder / CATALOGUE) as table:
+        table.execute("pragma application_id = 0")
+        table.execute("update checkpoint set phase = 'old' where step = 20")
+    table.close()
+    assert index.list(phase="old")
