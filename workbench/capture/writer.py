@@ -64,6 +64,8 @@ class Flush:
 
     tag: int | None = None
     done: threading.Event = field(default_factory=threading.Event)
+    durable: bool = False
+    """Whether everything before it is committed, and tagged where it was to be."""
 
 
 class BackgroundWriter:
@@ -88,6 +90,7 @@ class BackgroundWriter:
         self.error: BaseException | None = None
         """Why the last attempt to write failed; None: it did not."""
         self._synced = time.monotonic()
+        self._owed: int | None = None
         self._told: set[str] = set()
         self._to_tell: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name=f"store-{branch}", daemon=True)
@@ -126,13 +129,14 @@ class BackgroundWriter:
         """Waits until everything handed over is durable, and tagged; False where writing has
         failed.
         """
+        request = None
         if self._thread.is_alive():
             request = Flush(tag)
             self._asked.put(request)
             while not request.done.wait(1.0) and self._thread.is_alive():
                 pass
         self.tell()
-        return self.error is None
+        return request is not None and request.durable
 
     def close(self) -> None:
         """Writes what waits, ends the thread and frees the branch."""
@@ -149,11 +153,14 @@ class BackgroundWriter:
         while True:
             asked, stop = self._gather()
             # What was asked for comes after every sample that was pushed before it.
+            if self._owed is not None:
+                self._attempt(partial(self._mark, self._owed))
             if self._intake is not None:
                 self._attempt(partial(self._intake.drain, self._commit, wait=bool(asked) or stop))
             for task in asked:
-                self._attempt(partial(self._serve, task))
+                served = self._attempt(partial(self._serve, task))
                 if isinstance(task, Flush):
+                    task.durable = served
                     task.done.set()
             self._attempt(self._keep)
             if stop:
@@ -173,15 +180,19 @@ class BackgroundWriter:
         except queue.Empty:
             return asked, False
 
-    def _attempt(self, work: Callable[[], Any]) -> None:
+    def _attempt(self, work: Callable[[], Any]) -> bool:
+        """Does it; False where it failed or was refused, which `tell` says then."""
+        done = False
         try:
             work()
+            done = True
         except (SchemaError, UsageError) as refused:
             self._to_tell.setdefault("refused", f"capture left something out: {refused}")
         except BaseException as error:  # whatever it is, training must not die of it
             self.error = error
         if self._intake is not None and self._intake.odd is not None:
             self._to_tell.setdefault("odd", self._intake.odd)
+        return done
 
     def _commit(self, message: str) -> None:
         self._writer.commit(message)
@@ -202,9 +213,31 @@ class BackgroundWriter:
                 values["tokens_seen"] = np.array([self._intake.seen.at(int(s)) for s in steps])
             self._writer.append(task.group, values, task.declared)
             return
-        self._commit("flush" if task.tag is None else f"checkpoint {task.tag}")
-        if task.tag is not None:
-            self._writer.tag_checkpoint(task.tag)
+        if task.tag is None:
+            self._commit("flush")
+        else:
+            self._mark(task.tag)
+
+    def _mark(self, step: int) -> None:
+        """Commits, and marks the checkpoint of `step`. Where the disk fails the mark is owed, until
+        rows of a later step make it impossible.
+        """
+        last = self._writer.last("train")
+        late = step == self._owed and last is not None and last > step
+        self._owed = None if late else step
+        if late:
+            self._to_tell[f"owed {step}"] = (
+                f"the checkpoint of step {step} could not be marked in the record while the disk "
+                f"failed: training cannot be resumed there with its record (resume_at={step})."
+            )
+            return
+        try:
+            self._commit(f"checkpoint {step}")
+            self._writer.tag_checkpoint(step)
+        except (SchemaError, UsageError):
+            self._owed = None
+            raise
+        self._owed = None
 
 
 class Intake:

@@ -13,8 +13,10 @@ Whoever reads a journal passes over a frame that is damaged, says so, and goes o
 one that is whole. What stands behind the last whole frame is what a kill cut short, and nothing to
 tell.
 
-The file's name says which commit its rows come after. A commit that succeeds begins another file,
-so a file of any other name than the branch's tip holds nothing that is not committed.
+The file's name says which commit its rows come after. A commit begins another file, and removes
+the one before when the disk has the commit. Files of other commits than the branch's tip are what a
+failing disk or a kill left between the two; a writer takes from them what the branch does not hold.
+A rollback removes them all: their rows belong to what it set aside.
 
 Layout of a frame: 4 bytes b"WBJ1", length of the payload (uint64, little-endian), CRC-32 of the
 payload (uint32), payload. Payload: length of its header (uint32), header (JSON: a list of
@@ -77,7 +79,9 @@ class Journal:
         self._fd: int | None = None
         self._end = 0
         self._waiting: list[Entry] = []
+        self._offered = 0
         self._dirty = False
+        self._old: list[Path] = []
 
     @property
     def file(self) -> Path:
@@ -90,16 +94,22 @@ class Journal:
         """
         if not self.file.exists():
             return []
-        data = self.file.read_bytes()
-        found, end, lost = _frames(data)
-        if lost:
-            self.file.with_suffix(".damaged").write_bytes(data)
-            _tell_damage(self.file, lost)
+        found, end = _read_kept(self.file)
         self._open()
         assert self._fd is not None
         os.ftruncate(self._fd, end)
         self._end, self._dirty = end, True
         return found
+
+    def older_entries(self) -> list[Entry]:
+        """What lies in files of other commits, by the first step in each; most of it is committed.
+        The files stay until `retire`.
+        """
+        files = self.folder.glob(f"{self.branch}.*.log") if self.folder.is_dir() else ()
+        self._old = [file for file in files if file != self.file]
+        held = [found for file in self._old if (found := _read_kept(file)[0])]
+        held.sort(key=lambda entries: int(entries[0][1]["step"][0]))
+        return [entry for entries in held for entry in entries]
 
     def add(self, group: str, rows: Mapping[str, np.ndarray]) -> None:
         """Rows of one append, copied, to be written with the next `seal`."""
@@ -125,6 +135,7 @@ class Journal:
             raise
         self._end += len(frame)
         self._waiting.clear()
+        self._offered = 0
         self._dirty = True
 
     def sync(self) -> None:
@@ -134,19 +145,35 @@ class Journal:
             os.fsync(self._fd)
             self._dirty = False
 
+    def offer(self) -> None:
+        """What was added up to now is about to be committed."""
+        self._offered = len(self._waiting)
+
     def begin(self, snapshot: str) -> None:
-        """What was added is committed as `snapshot`: drop the file; the next rows begin another."""
-        file = self.file
-        self._waiting.clear()
+        """What was offered is committed as `snapshot`: the next rows begin another file. That of
+        the rows before stays until `retire`: should the commit not outlive a power cut, they are
+        needed.
+        """
+        del self._waiting[: self._offered]
+        self._offered = 0
+        if self._fd is not None:
+            self._old.append(self.file)
         self.close()
         self._snapshot = snapshot
-        file.unlink(missing_ok=True)
 
-    def discard_others(self) -> None:
-        """Remove files that a writer left which ended between its commit and `begin`."""
-        for file in self.folder.glob(f"{self.branch}.*.log"):
-            if file != self.file:
-                file.unlink(missing_ok=True)
+    def retire(self) -> None:
+        """The disk has the last commit: remove the files of rows that are in it."""
+        while self._old:
+            self._old[-1].unlink(missing_ok=True)
+            self._old.pop()
+
+    def refuse(self) -> Path:
+        """Put the files aside, whose rows the branch cannot take; returns the first one's place."""
+        self.close()
+        kept = [file.rename(file.with_suffix(".refused")) for file in (self.file, *self._old)
+                if file.exists()]  # fmt: skip
+        self._old = []
+        return kept[0]
 
     def close(self) -> None:
         """Close the file and leave it where it is; what was not sealed is dropped."""
@@ -164,6 +191,16 @@ class Journal:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _read_kept(file: Path) -> tuple[list[Entry], int]:
+    """The entries in `file`, and where its last whole frame ends; of damage a copy is kept."""
+    data = file.read_bytes()
+    found, end, lost = _frames(data)
+    if lost:
+        file.with_suffix(".damaged").write_bytes(data)
+        _tell_damage(file, lost)
+    return found, end
 
 
 def _frame(entries: list[Entry]) -> bytes:

@@ -33,6 +33,15 @@ COMMIT_LOCK = ".commit"
 """Its lock's name begins with a dot, so no branch has the same."""
 
 
+def opening() -> ic.RepositoryConfig:
+    """How a repository is opened, beside what it says of itself: Icechunk would keep millions of
+    chunk references and every snapshot, and a training that writes for weeks is where they would be
+    kept.
+    """
+    caching = ic.CachingConfig(num_chunk_refs=50_000, num_snapshot_nodes=5_000)
+    return ic.RepositoryConfig(caching=caching)
+
+
 class Lock(Protocol):
     """What guards a branch or the whole store; as a context it is closed at the end.
 
@@ -166,7 +175,7 @@ class LocalFolder(Location):
 
     def _find(self) -> ic.Repository | None:
         with damage_told(f"the store {self}", "restore its refs and config.yaml from a copy."):
-            return ic.Repository.open(self.storage()) if self.exists() else None
+            return ic.Repository.open(self.storage(), opening()) if self.exists() else None
 
     def make(self, config: ic.RepositoryConfig, fill: Callable[[ic.Repository], None]) -> None:
         """It is made beside its place and renamed into it, so a folder of that name is always a

@@ -25,12 +25,16 @@ import json
 import os
 import socket
 import stat
+import time
 import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import StoreBusy, UsageError
+
+WAIT_SECONDS = 60
+"""How long a lock that is waited for is waited for."""
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
@@ -63,10 +67,10 @@ class FileLock:
         return self._fd is not None
 
     def acquire(self, *, wait: bool = False) -> None:
-        """Take the lock; where another holds it, wait, or raise StoreBusy at once.
+        """Take the lock; where another holds it, wait for WAIT_SECONDS, or raise StoreBusy at once.
 
         Raises:
-            StoreBusy: another process, or another lock in this one, has it.
+            StoreBusy: another process, or another lock in this one, has it, and keeps it.
             UsageError: something that is no lock file lies at `path`, or the file system has no
                 locks.
         """
@@ -83,8 +87,7 @@ class FileLock:
             # Somebody removed the file meanwhile: that lock would keep nobody out.
             os.close(fd)
             fd = self._open()
-        if not wait:
-            _sign(fd)
+        _sign(fd)
         self._fd = fd
         _held.add(self)
 
@@ -107,8 +110,21 @@ class FileLock:
         )
 
     def _lock(self, fd: int, wait: bool) -> None:
+        # A holder that was stopped must not stop those who wait for it.
+        until = time.monotonic() + (WAIT_SECONDS if wait else 0)
+        pause = 0.001
+        while True:
+            try:
+                return self._try_lock(fd)
+            except StoreBusy:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    def _try_lock(self, fd: int) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreBusy(
                 f"{self.what} is being written by {_holder(fd)}; one writer at a time. "

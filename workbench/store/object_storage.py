@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 import icechunk as ic
 
 from workbench.errors import RunExists, RunNotFound, UsageError
-from workbench.store.location import COMMIT_LOCK, LOCKS, Location, shown
+from workbench.store.location import COMMIT_LOCK, LOCKS, Location, opening, shown
 from workbench.store.names import MAIN, check_branch
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class ObjectStorage(Location):
     def _find(self) -> ic.Repository | None:
         storage = self.storage()
         try:
-            return ic.Repository.open(storage) if ic.Repository.exists(storage) else None
+            return ic.Repository.open(storage, opening()) if ic.Repository.exists(storage) else None
         except ic.IcechunkError as error:
             raise RunNotFound(
                 f"{self} cannot be read: {_gist(error)}. Check the bucket, AWS_ACCESS_KEY_ID, "

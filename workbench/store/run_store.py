@@ -112,7 +112,7 @@ class RunStore:
             RunExists: something is at `where` already; it is left as it is.
             UsageError: no store can have that name.
         """
-        from workbench.store.writer import write_labels
+        from workbench.store.labels import write_labels
 
         def fill(repository: ic.Repository) -> None:
             session = repository.writable_session(MAIN)

@@ -61,6 +61,7 @@ class Strand:
         """Lengths of the dims that no layout states, such as a site's, once they are known."""
         self._made: set[str] = set()
         self._pending: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._writing = 0
         self._settled: dict[str, Any] = {}
         self._written: dict[str, Any] = {}
         if stored is not None:
@@ -167,6 +168,7 @@ class Strand:
         """
         sizes = {**self.sizes, **sizes}
         self._written = {}
+        self._writing = self.waiting
         await asyncio.gather(*(self._write_one(root, name, sizes) for name in self._names))
 
     async def _write_one(self, root: zarr.Group, name: str, sizes: Mapping[str, int]) -> None:
@@ -190,12 +192,26 @@ class Strand:
         return await open_array(store=root.store, path=path, mode="r+", zarr_format=3)
 
     def settle(self) -> None:
-        """The rows of the last `write` are committed."""
-        self._made = self._names
+        """The rows of the last `write` are committed; those pushed since go on waiting."""
+        if not self._writing:
+            return
+        self._made = self._made | self._written.keys()
         self._settled, self._written = self._written, {}
-        self.count += self.waiting
-        self.waiting = 0
-        self._pending.clear()
+        self.count += self._writing
+        self.waiting -= self._writing
+        self._writing = 0
+        waiting = {
+            name: [(start, block) for start, block in pieces if start >= self.count]
+            for name, pieces in self._pending.items()
+        }
+        self._pending = {name: pieces for name, pieces in waiting.items() if pieces}
+
+    def beyond(self, rows: Rows) -> dict[str, np.ndarray]:
+        """Those of `rows` whose step comes after the last row here; all where rows have no step."""
+        if self.clock is None or self.last is None or self.clock not in rows:
+            return dict(rows)
+        late = np.asarray(rows[self.clock]) > self.last
+        return {name: np.asarray(values)[late] for name, values in rows.items()}
 
 
 def _joined(pieces: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:

@@ -19,6 +19,7 @@ Threads  One thread at a time; it need not be the one that made the writer. Do n
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,16 +29,16 @@ import zarr
 
 from workbench.errors import SchemaError, StoreBusy, UsageError
 from workbench.store import event_loop
-from workbench.store.arrays import create_array
 from workbench.store.journal import Journal
-from workbench.store.layout import Layout
+from workbench.store.labels import write_labels
+from workbench.store.location import LocalFolder
 from workbench.store.migration import migrate, version_of
 from workbench.store.names import CheckpointTag
 from workbench.store.overviews import BLOCK, extend_overviews
 from workbench.store.pooling import LEVELS
 from workbench.store.ragged import faults_of_offsets
-from workbench.store.schema import CLOCKS, COORDINATES, GROWING, SCHEMA, VERSION, Variable
-from workbench.store.snapshot import ROOT, Snapshot
+from workbench.store.schema import CLOCKS, GROWING, SCHEMA, VERSION, Variable
+from workbench.store.snapshot import Snapshot
 from workbench.store.strand import Strand
 
 if TYPE_CHECKING:
@@ -45,46 +46,6 @@ if TYPE_CHECKING:
 
 OVERVIEW_ROWS = BLOCK * LEVELS[0]
 """Rows that make a whole block of the finest overview."""
-
-
-def label_values(layout: Layout, group: str, name: str) -> np.ndarray | None:
-    """The labels of a fixed dim, or None where the layout leaves them open."""
-    tokens = layout.tokens
-    values: dict[str, Any] = {
-        "layer": layout.layers,
-        "expert": range(layout.experts),
-        "expert2": range(layout.experts),
-        "domain": tokens and tokens.domains if group == "activations" else layout.domains,
-        "task": [task.name for task in layout.tasks],
-        "family": [task.family for task in layout.tasks],
-        "chance": [task.chance for task in layout.tasks],
-        "item_count": [task.items for task in layout.tasks],
-        "token_id": tokens and tokens.ids,
-    }
-    if not values[name]:
-        return None
-    dtype = COORDINATES[group][name].dtype
-    return np.array(values[name], dtype=object if dtype == "str" else dtype)
-
-
-def write_labels(root: zarr.Group, layout: Layout, attrs: Mapping[str, Any]) -> None:
-    """Write the layout: root attributes, and in every group the labels that are stated and not
-    there yet.
-    """
-    note: dict[str, Any] = {"schema": VERSION, "layout": layout.to_json(), "attrs": dict(attrs)}
-    root.attrs[ROOT] = note
-    for name in SCHEMA:
-        group = root.require_group(name)
-        off_axis = [n for n, v in COORDINATES[name].items() if v.dims != (n,)]
-        if off_axis:
-            # Tells xarray that these are labels although no axis has their name.
-            group.attrs["coordinates"] = " ".join(off_axis)
-        for label, variable in COORDINATES[name].items():
-            if variable.dims[0] in GROWING[name] or label in group:
-                continue
-            values = label_values(layout, name, label)
-            if values is not None:
-                create_array(group, label, variable, layout.sizes)[:] = values
 
 
 async def _write_all(root: zarr.Group, strands: list[Strand], sizes: dict[str, int]) -> None:
@@ -113,6 +74,8 @@ class StoreWriter:
             self.layout = snapshot.layout
             self._attrs = snapshot.attrs
             self._relabel = False
+            self._offer: str | None = None
+            self._offered_layout = self.layout
             self._version = version_of(snapshot.root)
             self._owes_sync = False
             self._marked = store.history.last_mark(self.snapshot_id)
@@ -136,10 +99,31 @@ class StoreWriter:
 
     def _recover(self) -> int:
         """Takes in again what the last writer left in its journal."""
-        self._journal.discard_others()
-        for group, rows in self._journal.entries():
-            self._take(group, rows, {})
+        try:
+            for group, rows in self._journal.entries():
+                self._take(group, rows, {})
+            # On object storage other machines may have rolled the branch back, which files here
+            # do not know.
+            if isinstance(self._store.location, LocalFolder):
+                for group, rows in self._journal.older_entries():
+                    self._take(group, self._beyond(group, rows), {})
+        except SchemaError as error:
+            kept = self._journal.refuse()
+            warnings.warn(
+                f"{kept} holds rows that do not fit branch {self.branch!r} and were left out "
+                f"({error}).",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if not self.waiting:
+            self._journal.retire()
         return self._strands["train", "step"].waiting
+
+    def _beyond(self, group: str, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows of one entry that the branch does not hold."""
+        parts, _ = self._divide(group, rows)
+        late = [self._strands[group, dim].beyond(part) for dim, part in parts.items()]
+        return {name: values for part in late for name, values in part.items()}
 
     def last(self, group: str, dim: str | None = None) -> int | None:
         """Step of the last row of `group`, waiting rows included; None where it has none.
@@ -264,8 +248,15 @@ class StoreWriter:
     def seal(self) -> None:
         """Put what was appended step by step into the journal: a kill of this process does not lose
         it any more, and readers see it. Costs a write; `sync` costs a wait for the disk.
+
+        Raises:
+            StoreBusy: the lock of the branch was lost meanwhile.
         """
         self._check_open()
+        self._lock.check()
+        if self._relabel and self.waiting:
+            # Rows under labels that no commit holds could not be taken in again.
+            self.commit("labels")
         self._journal.seal()
 
     def sync(self) -> None:
@@ -273,7 +264,7 @@ class StoreWriter:
 
         Example: call it once a second between commits, as the recorder does.
         """
-        self._check_open()
+        self.seal()
         self._journal.sync()
 
     def commit(self, message: str) -> str:
@@ -283,7 +274,8 @@ class StoreWriter:
         was not committed still waits. Make room and commit again.
         """
         self._check_open()
-        grown = {key: strand for key, strand in self._strands.items() if strand.waiting}
+        self._find_offer()
+        grown = [strand for strand in self._strands.values() if strand.waiting]
         if not grown and not self._relabel:
             self._pay_sync()
             return self.snapshot_id
@@ -298,35 +290,56 @@ class StoreWriter:
                     f"this writer held it at {self.snapshot_id}; open a new writer and go on there."
                 )
             root = zarr.open_group(session.store, mode="r+", zarr_format=3)
-            if self._version < VERSION:
-                migrate(root)
-            if self._relabel:
-                write_labels(root, self.layout, self._attrs)
-            event_loop.run(_write_all(root, list(grown.values()), self.layout.sizes))
-            for group in ("router", "train"):
-                strand = self._strands[group, "step"]
-                if strand.count // OVERVIEW_ROWS < (strand.count + strand.waiting) // OVERVIEW_ROWS:
-                    extend_overviews(root, group)
+            self._write(root, grown)
             note = {"branch": self.branch, "after": self._marked, **self._ends()}
             new = session.flush(message, metadata=note)
             self._store.location.sync()
+            self._journal.offer()
+            self._offer, self._offered_layout = new, self.layout
             self._store.move(self.branch, new, since=self.snapshot_id)
-            # The branch shows the rows from here on, whatever the last sync says.
-            for strand in grown.values():
-                strand.settle()
-            self._relabel = False
-            self._version = VERSION
-            self.snapshot_id = new
-            self._owes_sync = True
+            self._accept()
             self._pay_sync()
-        self._journal.begin(new)
-        return new
+        return self.snapshot_id
+
+    def _write(self, root: zarr.Group, grown: list[Strand]) -> None:
+        """Everything that waits, and what is kept along with it."""
+        if self._version < VERSION:
+            migrate(root)
+        if self._relabel:
+            write_labels(root, self.layout, self._attrs)
+        event_loop.run(_write_all(root, grown, self.layout.sizes))
+        for group in ("router", "train"):
+            strand = self._strands[group, "step"]
+            if strand.count // OVERVIEW_ROWS < (strand.count + strand.waiting) // OVERVIEW_ROWS:
+                extend_overviews(root, group)
+
+    def _accept(self) -> None:
+        """The branch stands at what was offered: its rows wait no more."""
+        assert self._offer is not None
+        for strand in self._strands.values():
+            strand.settle()
+        self._relabel = self.layout != self._offered_layout
+        self._version = VERSION
+        self._journal.begin(self._offer)
+        self.snapshot_id, self._offer = self._offer, None
+        self._owes_sync = True
+
+    def _find_offer(self) -> None:
+        """Whether a commit that seemed to fail has moved the branch all the same: its answer was
+        lost on the network, or Ctrl-C came in between.
+        """
+        if self._offer is None:
+            return
+        if self._store.repository.lookup_branch(self.branch) == self._offer:
+            self._accept()
+        self._offer = None
 
     def _pay_sync(self) -> None:
         """Sync if the last commit's own sync failed or has not happened yet."""
         if self._owes_sync:
             self._store.location.sync()
             self._owes_sync = False
+        self._journal.retire()
 
     def _ends(self) -> dict[str, int]:
         """Last label of every group, for whoever lists the history without reading arrays."""

@@ -184,7 +184,9 @@ def test_training_goes_on_while_the_disk_is_full_and_no_step_is_missing_afterwar
     assert sum("capture cannot write" in str(warning.message) for warning in told) == 1
     store = RunStore.open(small_disk / "run" / "store")
     assert np.array_equal(ledger.shown(store.read("main")), np.ones(200))
-    assert list(store.checkpoints("main")) == [70, 200]
+    # Marked late, unless steps after it came first: then that is told.
+    unmarked = any("checkpoint of step 140" in str(warning.message) for warning in told)
+    assert list(store.checkpoints("main")) == ([70, 200] if unmarked else [70, 140, 200])
     assert not verify_store(store).faults
 
 

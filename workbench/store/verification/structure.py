@@ -177,7 +177,7 @@ def _array_faults(
 def _label_faults(
     snapshot: Snapshot, group: str, name: str, array: zarr.Array[Any]
 ) -> Iterator[tuple[str, str]]:
-    from workbench.store.writer import label_values
+    from workbench.store.labels import label_values
 
     if name in ("token_id", "domain") and group == "activations":
         return  # the layout's probe tokens are read from these very arrays
