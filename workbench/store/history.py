@@ -73,13 +73,15 @@ class History:
 
     def checkpoints(self, snapshot: str) -> dict[int, str]:
         """Tagged checkpoints at or before `snapshot`: step -> snapshot id; where a step was tagged
-        again, the newest.
+        again, the newest. One snapshot may be that of several steps: nothing was recorded between.
         """
-        tagged = {tag.snapshot: tag.step for tag in self.tags(CheckpointTag)}
+        tagged: dict[str, list[int]] = {}
+        for tag in self.tags(CheckpointTag):
+            tagged.setdefault(tag.snapshot, []).append(tag.step)
         found: dict[int, str] = {}
         for id in self.marks(snapshot):
-            if id in tagged:
-                found.setdefault(tagged[id], id)
+            for step in tagged.get(id, ()):
+                found.setdefault(step, id)
         return dict(sorted(found.items()))
 
     def lineage(self, branch: str) -> tuple[str, int] | None:

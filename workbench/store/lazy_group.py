@@ -53,15 +53,22 @@ class StoredArray(BackendArray):
     Args:
         array: as committed.
         tail: rows to follow them; None: there are none.
-        state: what tells its content from that of the same array at another time.
+        state: `Snapshot.state`, which tells its content from that of the same array at another
+            time.
+        name: group and variable, such as "train/loss".
     """
 
     def __init__(
-        self, array: zarr.Array[Any] | np.ndarray, tail: np.ndarray | None = None, state: str = ""
+        self,
+        array: zarr.Array[Any] | np.ndarray,
+        tail: np.ndarray | None = None,
+        state: str = "",
+        name: str = "",
     ) -> None:
         self._array = array
         self._tail = tail
-        self.state = f"{state}-{0 if tail is None else len(tail)}"
+        self.state = state
+        self.name = name
         self.shape = (array.shape[0] + (0 if tail is None else len(tail)), *array.shape[1:])
         self.dtype = np.dtype(array.dtype)
 
@@ -111,7 +118,8 @@ class StoredVariable(xr.Variable):
 
     xarray names dask arrays by the path that was opened and its time of change, which a commit
     leaves as it was: two openings of a running run would share their names, and dask would take the
-    rows of the one for those of the other. Here the name says the state as well.
+    rows of the one for those of the other. Here the name says the state as well, and what the rows
+    hold that wait.
     """
 
     __slots__ = ()
@@ -185,14 +193,16 @@ def open_group(snapshot: Snapshot, group: str, drop_variables: Collection[str] =
     known = {**COORDINATES[group], **SCHEMA[group]}
     rank = {name: place for place, name in enumerate(known)}
     variables: dict[str, xr.Variable] = {}
+    state = snapshot.state
     for name in sorted({*arrays, *tails}, key=lambda n: (rank.get(n, len(rank)), n)):
         if name in drop_variables:
             continue
         array, tail = arrays.get(name), tails.get(name)
         if array is not None:
-            variables[name] = _variable(array, _padded(array, tail, arrays, tails), snapshot.id)
+            tail = _padded(array, tail, arrays, tails)
+            variables[name] = _variable(array, tail, state, f"{group}/{name}")
         elif tail is not None:
-            variables[name] = _begun_late(known[name], tail, arrays, snapshot.id)
+            variables[name] = _begun_late(known[name], tail, arrays, state, f"{group}/{name}")
     coords = {name: v for name, v in variables.items() if name in COORDINATES[group]}
     ds = xr.Dataset({name: v for name, v in variables.items() if name not in coords}, coords)
     ds.encoding[ORIGIN] = Origin(snapshot, group)
@@ -234,7 +244,9 @@ def _padded(
     return nothing(others[0], array) if others else None
 
 
-def _variable(array: zarr.Array[Any], tail: np.ndarray | None, state: str) -> xr.Variable:
+def _variable(
+    array: zarr.Array[Any], tail: np.ndarray | None, state: str, name: str
+) -> xr.Variable:
     dims, attrs = dims_of(array), dict(array.attrs)
     if array.dtype.kind in "TO":
         return xr.Variable(dims, np.array(np.asarray(array[:]).tolist(), dtype=str), attrs)
@@ -248,14 +260,14 @@ def _variable(array: zarr.Array[Any], tail: np.ndarray | None, state: str) -> xr
         "fill_value": array.fill_value,
         "dtype": array.dtype,
     }
-    data = indexing.LazilyIndexedArray(StoredArray(array, tail, state))
+    data = indexing.LazilyIndexedArray(StoredArray(array, tail, state, name))
     return StoredVariable(dims, data, attrs, encoding)
 
 
 def _begun_late(
-    known: Variable, tail: np.ndarray, arrays: dict[str, zarr.Array[Any]], state: str
+    known: Variable, tail: np.ndarray, arrays: dict[str, zarr.Array[Any]], state: str, name: str
 ) -> xr.Variable:
     """A variable that no commit holds yet: missing in the rows that are committed."""
     before = [a.shape[0] for a in arrays.values() if dims_of(a)[:1] == known.dims[:1]]
-    data = StoredArray(nothing(before[0] if before else 0, tail), tail, state)
+    data = StoredArray(nothing(before[0] if before else 0, tail), tail, state, name)
     return StoredVariable(known.dims, indexing.LazilyIndexedArray(data), known.attributes)

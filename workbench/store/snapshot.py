@@ -9,6 +9,7 @@ branch which is being written has a tail: rows that are in the journal and not y
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,30 @@ from workbench.store.schema import CLOCKS, GROWING, SCHEMA, VERSION
 
 ROOT = "workbench"
 """Attribute of the root group under which layout and versions are kept."""
+
+
+def tail_digest(tail: Tail) -> str:
+    """16 hexadecimal digits that tell rows which wait from all others; "" where none wait.
+
+    As many rows may follow one commit twice, with other values: a run that was killed and resumed
+    at its last checkpoint.
+
+    Example:
+        >>> one, other = ({"train": {"step": {"loss": np.array([x])}}} for x in (1.0, 2.0))
+        >>> tail_digest(one) == tail_digest(other), tail_digest({})
+        (False, '')
+    """
+    seen = hashlib.blake2b(digest_size=8)
+    arrays = [
+        (group, dim, name, values)
+        for group, dims in tail.items()
+        for dim, rows in dims.items()
+        for name, values in rows.items()
+    ]
+    for *place, values in sorted(arrays, key=lambda array: array[:3]):
+        seen.update(repr((place, values.dtype.str, values.shape)).encode())
+        seen.update(values.tobytes())
+    return seen.hexdigest() if arrays else ""
 
 
 class Snapshot:
@@ -49,6 +74,13 @@ class Snapshot:
                 f"the store was written with schema version {found}, this installation reads 1 to "
                 f"{VERSION}; install the version of the workbench that wrote it, or a newer one."
             )
+
+    @cached_property
+    def state(self) -> str:
+        """What tells this state from every other: the snapshot's id and, where rows wait, their
+        digest.
+        """
+        return f"{self.id}-{digest}" if (digest := tail_digest(self.tail)) else self.id
 
     @cached_property
     def note(self) -> dict[str, Any]:

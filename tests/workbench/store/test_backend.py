@@ -199,6 +199,30 @@ def test_two_moments_of_a_running_run_stay_apart_in_one_dask_graph(tmp_path):
     assert [int(end) for end in ends] == [2000, 4000, 6000, 8000]
 
 
+def test_two_lives_after_one_checkpoint_stay_apart_in_one_dask_graph(tmp_path):
+    dask = pytest.importorskip("dask")
+    store = RunStore.create(tmp_path / "store", LAYOUT)
+    seen = []
+    with store.writer() as w:
+        w.append("train", train(1, 10))
+        w.commit("10")
+    for scale in (1, -1):
+        with store.writer() as w:
+            rows = train(11, 15)
+            w.append("train", rows | {"loss": scale * rows["loss"]})
+            w.seal()
+            ds = open_run_at(tmp_path / "store", group="train", chunks={})
+            seen.append(ds.loss)
+            again = open_run_at(tmp_path / "store", group="train", chunks={})
+            assert ds.loss.data.name == again.loss.data.name
+            w.commit("15")
+            w.tag_checkpoint(15)
+        store.repository.reset_branch("main", store._history("main")[1])
+    assert (seen[0] - seen[1])[-5:].values.tolist() == (2 * train(11, 15)["loss"]).tolist()
+    one, other = dask.compute(*seen)
+    assert np.array_equal(one[-5:], -other[-5:])
+
+
 @pytest.mark.parametrize("chunks", [None, {}])
 def test_what_is_not_read_yet_pickles(folder, chunks):
     if chunks is not None:

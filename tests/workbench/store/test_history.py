@@ -15,11 +15,12 @@ from workbench.store.run_store import RunStore
 
 def walked(store, branch):
     """Checkpoints of a branch, by looking at every commit."""
-    tagged = {tag.snapshot: tag.step for tag in store.history.tags(CheckpointTag)}
+    tags = store.history.tags(CheckpointTag)
     found = {}
     for snapshot in store.repository.ancestry(branch=branch):
-        if snapshot.id in tagged:
-            found.setdefault(tagged[snapshot.id], snapshot.id)
+        for mark in tags:
+            if mark.snapshot == snapshot.id:
+                found.setdefault(mark.step, snapshot.id)
     return dict(sorted(found.items()))
 
 
@@ -90,6 +91,19 @@ def test_a_branch_without_a_checkpoint_leads_to_its_first_commit_at_once(tmp_pat
         commit(store, "main")
     assert store.history.last_mark(store.tip("main")) == first
     assert len(list(store.history.marks(store.tip("main")))) == 3
+
+
+def test_two_checkpoints_without_rows_between_them_are_both_found(small_store, rows):
+    with small_store.writer() as w:
+        w.append("train", rows(1, 2)[1])
+        w.commit("two steps")
+        w.tag_checkpoint(2)
+        w.tag_checkpoint(4)
+    tip = small_store.tip("main")
+    assert small_store.checkpoints("main") == {2: tip, 4: tip}
+    for step in (2, 4):
+        assert small_store.fork(f"arm{step}", at_step=step) == tip
+        assert small_store.lineage(f"arm{step}") == ("main", step)
 
 
 def test_the_first_commit_may_be_tagged_after_others_have_followed_it(tmp_path):
