@@ -38,7 +38,7 @@ def opening() -> ic.RepositoryConfig:
     chunk references and every snapshot, and a training that writes for weeks is where they would be
     kept.
     """
-    caching = ic.CachingConfig(num_chunk_refs=50_000, num_snapshot_nodes=5_000)
+    caching = ic.CachingConfig(num_chunk_refs=10_000, num_snapshot_nodes=2_000)
     return ic.RepositoryConfig(caching=caching)
 
 
