@@ -6,6 +6,8 @@ Yields  `recognise`: the format's name.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound, PickleRefused
@@ -19,6 +21,7 @@ PICKLED_INDEX = "pytorch_model.bin.index.json"
 DCP_TABLE = ".metadata"
 DCP_INSIDE = ("model_and_optim", "pytorch_model_fsdp_0")
 """Subfolders that OLMo-core, and Trainer with FSDP, put their distributed checkpoint in."""
+_SHARD = re.compile(r".*?(\d{1,15})-of-(\d{1,15})\.safetensors", re.ASCII | re.S)
 
 
 def recognise(path: str | Path | Place) -> str:
@@ -41,7 +44,7 @@ def recognise(path: str | Path | Place) -> str:
     if not place.is_folder():
         raise CheckpointNotFound(f"no checkpoint at {place}.")
     names = place.names()
-    if "state.json" in names and read_state(place).get("format") == NATIVE:
+    if "state.json" in names and _is_native(place, names):
         return "native"
     if ONE_FILE in names or SHARD_INDEX in names:
         return "huggingface" if "config.json" in names else "safetensors"
@@ -49,8 +52,36 @@ def recognise(path: str | Path | Place) -> str:
         return "dcp"
     shards = [name for name in names if suffix(name) == ".safetensors"]
     if len(shards) == 1 or (shards and all(name.startswith("shard-") for name in shards)):
+        if lost := lost_shards(shards):
+            raise CheckpointIncomplete(
+                f"{place}: lacks shard {', '.join(map(str, lost[:8]))}, which the names of the "
+                f"others count, and {SHARD_INDEX}; copy them, or use another checkpoint."
+            )
         return "safetensors"
     return _refuse(place, names)
+
+
+def _is_native(place: Place, names: list[str]) -> bool:
+    try:
+        return read_state(place).get("format") == NATIVE
+    except CheckpointIncomplete:
+        if {"config.json", SHARD_INDEX, DCP_TABLE} & set(names):
+            # None of ours has those: a state.json of somebody else's.
+            return False
+        raise
+
+
+def lost_shards(files: Iterable[str]) -> list[int]:
+    """The numbers that are missing among files called ...-00001-of-00004.safetensors.
+
+    Example:
+        >>> lost_shards(["model-00001-of-00003.safetensors"]), lost_shards(["weights.safetensors"])
+        ([2, 3], [])
+    """
+    told = [(int(m[1]), int(m[2])) for m in map(_SHARD.fullmatch, files) if m]
+    # A name may count to anything: some that are missing are enough to tell.
+    last = min(max((of for _, of in told), default=0), len(told) + 9)
+    return sorted(set(range(1, last + 1)) - {number for number, _ in told})
 
 
 def suffix(name: str) -> str:

@@ -54,7 +54,9 @@ def model_folder(folder: Listing) -> Found | None:
     shards = [name for name in files if "-of-" in name]
     if not ({ONE_FILE, SHARD_INDEX} & folder.files or shards or pickled or len(files) == 1):
         return None
-    if len(files) == 1 and not folder.has(".json"):
+    alone = len(files) == 1 and not (shards or ONE_FILE in files)
+    if alone and not folder.has(".json"):
+        # One of somebody's files, which single_files.py tells of.
         return None
     format = format_of(folder)
     if format == "pickled":

@@ -249,3 +249,12 @@ def test_a_place_of_the_hub_reads_no_bytes_of_its_own():
     place = HubPlace("a/b", local_files_only=True)
     with pytest.raises(RecordError, match="a repository, and no file"):
         place.size()
+
+
+def test_a_cached_first_shard_without_its_index_is_not_the_model(cache):
+    name, raw = next(iter(files_of("main").items()))
+    put(cache, "owner/quarter", "main", {name: raw, "config.json": b"{}"})
+    [found] = revisions("owner/quarter")
+    assert (found.cached, found.complete) == (True, False)
+    with pytest.raises(CheckpointIncomplete, match="lacks shard 2"):
+        open_weights("hf://owner/quarter")
