@@ -15,7 +15,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound, PickleRefused
+from checkpoints_index.errors import (
+    CheckpointIncomplete,
+    CheckpointNotFound,
+    PickleRefused,
+    RecordError,
+)
 from checkpoints_index.fingerprint import held_bytes
 from checkpoints_index.formats.native import read_object
 from checkpoints_index.formats.place import LocalPlace, Place, shown
@@ -73,8 +78,17 @@ class PickledWeights(Weights):
         found: dict[str, torch.Tensor] = {}
         for file in self._files():
             flat = dict(_leaves(self._unpickled(file), ()))
-            paths = {_joined(path): path for path in flat}
-            found |= {own: flat[paths[saved]] for own, saved in weight_names(paths).items()}
+            try:
+                names = weight_names({path: path for path in flat})
+            except RecordError as error:
+                raise RecordError(f"{file}: {error}") from None
+            for own, path in names.items():
+                if own in found and not _same(found[own], flat[path]):
+                    raise CheckpointIncomplete(
+                        f"{file}: holds {shown(own)}, and so does a file before it, with other "
+                        f"values; copy the files of one checkpoint again."
+                    )
+                found[own] = flat[path]
         return found
 
     def _unpickled(self, file: Place) -> Any:
@@ -132,5 +146,7 @@ def _leaves(value: Any, path: tuple[Any, ...]) -> Any:
             yield from _leaves(inner, (*path, i))
 
 
-def _joined(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are alike to the last bit: weights that are shared may lie twice."""
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and held_bytes(one) == held_bytes(other)
