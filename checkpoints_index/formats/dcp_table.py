@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from checkpoints_index.errors import CheckpointIncomplete, PickleRefused, RecordError
+from checkpoints_index.formats.pickle_memo import MemoTooLarge, check_memo
 from checkpoints_index.formats.pieces import Piece
 from checkpoints_index.formats.place import Place, shown
 from checkpoints_index.safetensors_file import TORCH_NAMES
@@ -77,18 +79,33 @@ class _Properties(_Plain):
 class _DType(str):
     """A torch dtype by safetensors' name."""
 
-
-def _size(*said: Any) -> tuple[int, ...]:
-    numbers = said[0] if said else ()
-    if not isinstance(numbers, tuple | list) or not all(
-        type(n) is int and 0 <= n < 2**63 for n in numbers
-    ):
-        raise ValueError("not a torch.Size")
-    return tuple(numbers)
+    __slots__ = ()
 
 
-def _nothing(*said: Any) -> None:
-    return None
+class _Size:
+    """Stands in for torch.Size. No function: of those a pickle may set attributes."""
+
+    __slots__ = ()
+
+    def __call__(self, *said: Any) -> tuple[int, ...]:
+        numbers = said[0] if said else ()
+        if not isinstance(numbers, tuple | list) or not all(
+            type(n) is int and 0 <= n < 2**63 for n in numbers
+        ):
+            raise ValueError("not a torch.Size")
+        return tuple(numbers)
+
+
+class _Nothing:
+    """Stands in for what the table can do without."""
+
+    __slots__ = ()
+
+    def __call__(self, *said: Any) -> None:
+        return None
+
+
+_size, _nothing = _Size(), _Nothing()
 
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -96,6 +113,8 @@ _PLANNER = "torch.distributed.checkpoint.planner"
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
 _KINDS = {kind: name for name, kind in TORCH_NAMES.items()} | {"double": "F64", "float": "F32",
     "half": "F16", "long": "I64", "int": "I32", "short": "I16"}  # fmt: skip
+_OTHER_KIND = re.compile(r"(?:b?float|complex|q?u?int|bits)[0-9]+(?:x[0-9]+|_[a-z0-9_]+)?")
+"""Types of torch that safetensors has no name for, by how they are called."""
 
 ADMITTED: dict[tuple[str, str], Any] = {
     (_METADATA, "Metadata"): _Table,
@@ -136,7 +155,13 @@ class _Unpickler(pickle.Unpickler):
         try:
             return ADMITTED[module, name]
         except KeyError:
-            raise PickleRefused(f"asks for {shown(f'{module}.{name}')}") from None
+            pass
+        if module == "torch" and _OTHER_KIND.fullmatch(name):
+            raise RecordError(
+                f"holds tensors of type torch.{shown(name)[1:-1]}, which is not read here; save "
+                f"them as one of {', '.join(sorted(TORCH_NAMES.values()))}."
+            )
+        raise PickleRefused(f"asks for {shown(f'{module}.{name}')}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise PickleRefused("asks for an object that lies elsewhere")
@@ -184,7 +209,9 @@ def read_table(file: Place) -> DcpTable:
     if file.size() > TABLE_AT_MOST:
         raise CheckpointIncomplete(f"{file}: {file.size()} bytes, too large for a table.")
     try:
-        plain = _Unpickler(io.BytesIO(file.whole())).load()
+        raw = file.whole()
+        check_memo(raw)
+        plain = _Unpickler(io.BytesIO(raw)).load()
         return _table(plain, _said_nothing)
     except PickleRefused as error:
         raise PickleRefused(
@@ -198,9 +225,13 @@ def read_table(file: Place) -> DcpTable:
         raise
     except Exception as error:  # a broken pickle raises nearly anything
         raise CheckpointIncomplete(
-            f"{file}: not a whole table of a distributed checkpoint ({type(error).__name__}); copy "
-            f"it again, or use another checkpoint."
+            f"{file}: not a whole table of a distributed checkpoint ({_reason(error)}); copy it "
+            f"again, or use another checkpoint."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, MemoTooLarge) else type(error).__name__
 
 
 def _said_nothing() -> ValueError:
@@ -240,7 +271,7 @@ def _table(plain: Any, wrong: Callable[[], ValueError]) -> DcpTable:
     paths = {
         name: path
         for name, path in (said.items() if isinstance(said, dict) else ())
-        if isinstance(path, tuple) and path
+        if isinstance(path, tuple) and path and all(isinstance(key, str | int) for key in path)
     }
     return DcpTable(tensors, paths, frozenset(part.file for part in homes.values()))
 
