@@ -12,11 +12,12 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from checkpoints_index.audit import digests_of
 from checkpoints_index.errors import (
     CheckpointIncomplete,
     CheckpointNotFound,
@@ -48,12 +49,13 @@ def enter_checkpoint(
     tokens_seen: int,
     parent: tuple[str, int] | None,
     about: Mapping[str, Any],
+    history: Container[int] | None = None,
 ) -> CheckpointRecord:
     """Enters the checkpoint at `path` into the index of `run` and returns its record.
 
     A record of the same branch and step is replaced: after a resume the checkpoint is made again.
     Unless the same weights were saved twice, and the first path still holds them: that one stays.
-    Of more than FINGERPRINT_AT_MOST bytes the fingerprint is left out.
+    Of more than FINGERPRINT_AT_MOST bytes the fingerprint and the digests are left out.
     A record of another step at this path is marked incomplete, with a warning: its weights have
     been overwritten.
 
@@ -61,6 +63,8 @@ def enter_checkpoint(
         path: file or folder in any format of formats/, or a URL.
         about: fields of the record that the caller knows, such as lr=, phase=, merged_from=; and
             mixture=, shares by domain, of which the digest is kept.
+        history: steps of the checkpoints that the training on this branch came from, as its store
+            knows them; what a rollback took off the branch is no parent. None: all of the index.
 
     Raises:
         CheckpointNotFound: there is no checkpoint at `path`, or of no known format.
@@ -72,7 +76,8 @@ def enter_checkpoint(
     format, weights = recognise(path), open_weights(path)
     index = CheckpointIndex(run)
     size, uri = size_bytes(path), uri_of(run, path)
-    fingerprint = weights.fingerprint() if size <= FINGERPRINT_AT_MOST else None
+    small = size <= FINGERPRINT_AT_MOST
+    fingerprint = weights.fingerprint() if small else None
     known = {(r.branch, r.step): r for r in index.list()}
     before = known.pop((branch, step), None)
     for other in known.values():
@@ -86,13 +91,17 @@ def enter_checkpoint(
         and _still_there(run, before)
     ):
         return before
-    earlier = [s for b, s in known if b == branch and s < step]
+    earlier = [
+        r.step for r in known.values()
+        if r.branch == branch and r.step < step and (r.complete or r.pruned)
+        and (history is None or r.step in history)
+    ]  # fmt: skip
     said = {
         "parent": (branch, max(earlier)) if earlier else parent,
         "utc": time.time(),
         "dtype": _dtype(weights),
         "fingerprint": fingerprint,
-        **_said_by(path),
+        **_said_by(path, digests=small),
     }
     record = CheckpointRecord(
         run=run.resolve().name, branch=branch, step=step, tokens_seen=tokens_seen, format=format,
@@ -102,11 +111,19 @@ def enter_checkpoint(
     return record
 
 
-def _said_by(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint tells of itself, by its small files and its layout."""
+def _said_by(path: str | Path, *, digests: bool) -> dict[str, Any]:
+    """What a checkpoint tells of itself, by its small files and its layout.
+
+    Args:
+        digests: take those of its files where it does not bring them along.
+    """
     if _is_url(path):
         return {}
-    return {**_believable(particulars(path)), **_by_layout(Path(path))}
+    said = particulars(path)
+    if digests and not said.get("digests"):
+        # A fingerprint rounds to bfloat16 and leaves out all but the weights.
+        said["digests"] = digests_of(path)
+    return {**_believable(said), **_by_layout(Path(path))}
 
 
 def _told(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -317,7 +317,7 @@ class Recorder:
             enter_checkpoint(
                 self.folder.path, path, branch=self.branch, step=step,
                 tokens_seen=self._seen.at(step), parent=self.store.lineage(self.branch),
-                about=about,
+                about=about, history=self.store.checkpoints(self.branch),
             )  # fmt: skip
         except (
             CheckpointIncomplete,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoints_index.audit import Verdict, audit, digests_of, judge
+from checkpoints_index.entry import Entry
 from checkpoints_index.errors import RecordError
+from checkpoints_index.formats import open_weights
 from checkpoints_index.index import CheckpointIndex
 from workbench.capture.checkpoint_entry import enter_checkpoint
 
@@ -143,3 +147,49 @@ def test_weights_too_large_to_be_read_while_a_training_waits_are_entered_without
         one = enter_at(tmp_path, tmp_path / f"{name}.safetensors")
         # Without one, nobody can say that two are the same: the later one counts.
         assert (one.uri, one.fingerprint) == (f"{name}.safetensors", None)
+
+
+def test_a_checkpoint_that_a_rollback_took_off_the_branch_is_no_parent(tmp_path, enter):
+    enter(4, "step-4", 4)
+    enter(8, "step-8", 8)
+    save_file({"w": torch.full((2, 2), 9.0)}, str(tmp_path / "w.safetensors"))
+    said = {"branch": "main", "step": 10, "tokens_seen": 100, "parent": None, "about": {}}
+    path = tmp_path / "w.safetensors"
+    assert enter_checkpoint(tmp_path, path, **said, history={4: "", 10: ""}).parent == ("main", 4)
+    assert enter_checkpoint(tmp_path, path, **said).parent == ("main", 8)
+
+
+def test_a_bit_that_no_fingerprint_sees_is_found_by_the_digest(tmp_path):
+    folder = tmp_path / "step-7"
+    folder.mkdir()
+    save_file({"w": torch.linspace(1, 2, 100)}, str(folder / "model.safetensors"))
+    (folder / "trainer_state.json").write_text("{}")
+    one = enter_at(tmp_path, folder)
+    assert list(one.digests) == ["model.safetensors"]
+    entry = Entry.of_record(one, tmp_path)
+    assert judge(entry) == Verdict("whole", by_digest=True)
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-4] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    assert open_weights(folder).fingerprint() == one.fingerprint
+    assert "its record says sha256" in judge(entry).why
+
+
+def test_digests_of_other_files_do_not_vouch_for_the_weights(tmp_path):
+    folder = tmp_path / "step-7"
+    folder.mkdir()
+    save_file({"w": torch.ones(50)}, str(folder / "model.safetensors"))
+    (folder / "note.json").write_text("{}")
+    one = enter_at(tmp_path, folder, digests={"note.json": f"sha256:{sha256(b'{}').hexdigest()}"})
+    assert not judge(Entry.of_record(one, tmp_path)).by_digest
+    save_file({"w": torch.zeros(50)}, str(folder / "model.safetensors"))
+    assert "weights with fingerprint" in audit(Entry.of_record(one, tmp_path))
+
+
+def test_digests_leave_out_the_checkpoints_beside_a_finished_model(tmp_path):
+    for name in ("", "checkpoint-500"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        save_file({"w": torch.ones(2)}, str(tmp_path / name / "model.safetensors"))
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "checkpoint-500" / "trainer_state.json").write_text('{"global_step": 500}')
+    assert list(digests_of(tmp_path)) == ["model.safetensors"]
