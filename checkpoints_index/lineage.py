@@ -172,17 +172,17 @@ def _cut_circles(lines: Mapping[Key, Line]) -> None:
 
 def used_elsewhere(entries: Iterable[Entry], run_path: str) -> dict[str, str]:
     """Fingerprints that runs other than the one at `run_path` were merged from or began with, and
-    by which.
+    by which; whole or their first digits, as the records have them.
     """
     used: dict[str, str] = {}
     for line in (li for li in lineage(entries).lines() if li.run_path != run_path):
         first = next((c for c in line.checkpoints if c.fingerprint), None)
         if first is not None and first.fingerprint is not None:
             used.setdefault(first.fingerprint, f"{line.run}/{line.branch} begins with it")
-        for step, merged in line.merged.items():
-            for one in merged:
+        for entry in line.checkpoints:
+            for one in entry.merged_from:
                 if isinstance(one, str):
-                    used[one] = f"merged into {line.run}/{line.branch}@{step}"
+                    used[one] = f"merged into {line.run}/{line.branch}@{entry.step}"
     return used
 
 

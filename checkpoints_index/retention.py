@@ -19,6 +19,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,10 @@ from checkpoints_index.window import interval
 
 Place = tuple[str, int]
 """Branch and step."""
+
+Held = TypeVar("Held")
+_HEAD = 8
+"""Digits that a fingerprint has at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,8 @@ def plan(
         records: all of the run. Those not complete are left alone: they may be being written.
         rule: how many to keep.
         protected: further (branch, step) that must stay, with the reason: what the store needs.
-        used: fingerprints that must stay, with the reason: what other runs need.
+        used: fingerprints that must stay, or the first 8 or more digits of them, with the reason:
+            what other runs need.
 
     Example:
         >>> records = [CheckpointRecord(run="demo", branch="main", step=s, tokens_seen=64 * s,
@@ -86,13 +92,13 @@ def plan(
     rule, records = rule or Rule(), sorted(records, key=lambda r: (r.branch, r.step))
     reasons: dict[Place, list[str]] = defaultdict(list)
     needed = needed_by_records(records)
+    others = _Prints((used or {}).items())
     for r in records:
         place = (r.branch, r.step)
         reasons[place] += needed.get(place, [])
         if protected and place in protected:
             reasons[place].append(protected[place])
-        if used and r.fingerprint is not None and r.fingerprint in used:
-            reasons[place].append(used[r.fingerprint])
+        reasons[place] += others.like(r.fingerprint or "")
     branches: dict[str, list[CheckpointRecord]] = defaultdict(list)
     for r in records:
         if r.complete:
@@ -109,11 +115,9 @@ def needed_by_records(records: Sequence[CheckpointRecord]) -> dict[Place, list[s
     from.
     """
     needed: dict[Place, list[str]] = defaultdict(list)
-    prints: dict[str, list[Place]] = defaultdict(list)
+    prints = _Prints((r.fingerprint or "", (r.branch, r.step)) for r in records)
     newest: dict[tuple[str, bool], Place] = {}
     for r in records:
-        if r.fingerprint:
-            prints[r.fingerprint].append((r.branch, r.step))
         if r.complete:
             for training in {False, r.kind != "weights"}:
                 key = (r.branch, training)
@@ -126,9 +130,29 @@ def needed_by_records(records: Sequence[CheckpointRecord]) -> dict[Place, list[s
             needed[r.parent].append(f"{r.branch!r} forked here")
             needed[r.branch, r.step].append(f"{r.branch!r} begins here")
         for one in r.merged_from:
-            for place in [one] if isinstance(one, tuple) else prints.get(one, []):
+            for place in [one] if isinstance(one, tuple) else prints.like(one):
                 needed[place].append(f"merged into {r.branch}@{r.step}")
     return needed
+
+
+class _Prints(Generic[Held]):
+    """What lies under fingerprints, found by a whole one or by its first digits: `list` prints
+    twelve of them, and that is what people copy.
+    """
+
+    def __init__(self, held: Iterable[tuple[str, Held]]) -> None:
+        self._by_head: dict[str, list[tuple[str, Held]]] = defaultdict(list)
+        for fingerprint, what in held:
+            if len(fingerprint) >= _HEAD:
+                self._by_head[fingerprint[:_HEAD]].append((fingerprint, what))
+
+    def like(self, fingerprint: str) -> list[Held]:
+        """What lies under fingerprints that begin with this one, or with which it begins."""
+        return [
+            what
+            for known, what in self._by_head.get(fingerprint[:_HEAD], [])
+            if known.startswith(fingerprint) or fingerprint.startswith(known)
+        ]
 
 
 def _keep_of(line: Sequence[CheckpointRecord], rule: Rule, reasons: dict[Place, list[str]]) -> None:
@@ -141,7 +165,7 @@ def _keep_of(line: Sequence[CheckpointRecord], rule: Rule, reasons: dict[Place, 
         reasons[place].append("in the window")
     # The window's first is a neighbour to keep a distance from, too.
     upto = min(start + 1, len(line))
-    at = log_tokens([r.tokens_seen for r in line])[:upto]
+    at = log_tokens(_tokens(line))[:upto]
     fixed = [i for i in range(upto) if reasons[places[i]]]
     for i in farthest_first(at, fixed, rule.elsewhere):
         reasons[places[i]].append("log-spaced")
@@ -151,14 +175,20 @@ def _window_start(line: Sequence[CheckpointRecord], rule: Rule) -> int:
     """The place in the line where its window begins."""
     if rule.dense_last is not None:
         return max(0, len(line) - rule.dense_last)
-    clock = Clock(
-        np.array([r.step for r in line]),
-        np.array([r.tokens_seen for r in line]),
-        np.array([r.utc for r in line]),
-    )
     tokens = not isinstance(rule.window, str) and rule.window > 1
+    # So many tokens are no number of steps: where they were not counted, all lie in the window.
+    seen = [r.tokens_seen for r in line] if tokens else _tokens(line)
+    clock = Clock(
+        np.array([r.step for r in line]), np.array(seen), np.array([r.utc for r in line])
+    )  # fmt: skip
     asked = interval(clock, **{"last_tokens" if tokens else "last": rule.window})  # type: ignore[arg-type]
     return next((i for i, r in enumerate(line) if r.step > asked.start), len(line) - 1)
+
+
+def _tokens(line: Sequence[CheckpointRecord]) -> list[int]:
+    """Training tokens of a branch's checkpoints; their steps where nobody counted tokens."""
+    tokens = [r.tokens_seen for r in line]
+    return tokens if any(tokens) else [r.step for r in line]
 
 
 def log_tokens(tokens: Sequence[int]) -> np.ndarray:

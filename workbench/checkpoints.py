@@ -7,7 +7,7 @@ Yields  Checkpoints, a sequence of Checkpoint; torch is imported when weights ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -164,7 +164,9 @@ class Checkpoints(Sequence[Checkpoint]):
 
 
 def needed_by_store(
-    store: RunStore, records: Iterable[CheckpointRecord]
+    store: RunStore,
+    records: Iterable[CheckpointRecord],
+    is_whole: Callable[[tuple[str, int]], bool] | None = None,
 ) -> dict[tuple[str, int], str]:
     """The checkpoints without which the record of `store` could not be gone on with, and why.
 
@@ -173,6 +175,8 @@ def needed_by_store(
 
     Args:
         records: of the same run.
+        is_whole: whether the checkpoint of a branch and step can really be gone on from; None
+            believes the records.
     """
     from workbench.store.names import AsideTag, read_tag
 
@@ -192,9 +196,10 @@ def needed_by_store(
             needed[saved_on(tag.branch, tag.step)] = f"{tag.branch!r} was rolled back to here"
     for branch in store.branches:
         places = [saved_on(branch, step) for step in store.checkpoints(branch)]
-        there = [place for place in places if place in whole]
-        if there:
-            needed[there[-1]] = f"the store's {branch!r} goes on from here"
+        there = (place for place in reversed(places) if place in whole)
+        newest = next((place for place in there if is_whole is None or is_whole(place)), None)
+        if newest is not None:
+            needed[newest] = f"the store's {branch!r} goes on from here"
     for branch, fork in forks.items():
         if fork is not None:
             needed[saved_on(*fork)] = f"the store's {branch!r} forked here"

@@ -14,7 +14,7 @@ import pytest
 import checkpoints_index
 from checkpoints_index.errors import RecordError
 from checkpoints_index.index import CheckpointIndex
-from checkpoints_index.pruning import WITHDRAWN, examine, sweep, withdraw
+from checkpoints_index.pruning import WITHDRAWN, aside_of, examine, sweep, withdraw
 from checkpoints_index.record import CheckpointRecord
 from checkpoints_index.retention import Plan
 
@@ -152,6 +152,68 @@ def test_a_record_that_changes_in_between_stops_it(run):
         withdraw(run, examined, WHY)
     assert "step-3" in there(run)
     assert standing(run)[3] == (True, None)
+
+
+def test_what_a_file_of_a_staying_checkpoint_is_linked_to_stays(run):
+    main = run / "checkpoints" / "main"
+    (main / "step-6" / "model.safetensors").unlink()
+    # By way of a link in another one: both are needed.
+    (main / "step-3" / "model.safetensors").unlink()
+    (main / "step-3" / "model.safetensors").symlink_to("../step-2/model.safetensors")
+    (main / "step-6" / "model.safetensors").symlink_to("../step-3/model.safetensors")
+    examined, _ = prune(run, 2, 3, 4)
+    assert [d.record.step for d in examined.doomed] == [4]
+    assert (main / "step-6" / "model.safetensors").stat().st_size == 200
+
+
+def test_what_one_that_is_left_alone_is_linked_to_stays(run, tmp_path):
+    (tmp_path / "outside" / "w").symlink_to(run / "checkpoints/main/step-2/model.safetensors")
+    add(run, 9, str(tmp_path / "outside"))
+    prune(run, 2, 3, 9)
+    assert "step-2" in there(run)
+    assert "step-3" not in there(run)
+
+
+def test_checkpoints_of_other_runs_guard_their_files(run):
+    shared = run / "checkpoints" / "main" / "step-2"
+    examined = examine(run, *letting_go(run, 2, 3), others=[str(shared)])
+    assert [d.record.step for d in examined.doomed] == [3]
+
+
+@pytest.mark.parametrize("inside", ["", "sub/"])
+def test_a_run_inside_a_checkpoint_that_goes_stays(run, inside):
+    nested = run / "checkpoints" / "main" / "step-2" / f"{inside}nested"
+    add(nested, 1, "checkpoints/main/step-1")
+    examined, _ = prune(run, 2, 3)
+    assert [(r.step, why) for r, why in examined.left] == [(2, "holds a run")]
+    assert CheckpointIndex(nested).exists
+
+
+@pytest.mark.parametrize("uri", ["notebooks", "report.html", "weights.pt"])
+def test_what_is_no_checkpoint_by_the_look_of_it_stays(run, uri):
+    if uri == "notebooks":
+        (run / uri).mkdir()
+        (run / uri / "first_look.ipynb").write_text("{}")
+    else:
+        (run / uri).write_text("results")
+    add(run, 9, uri)
+    examined, _ = prune(run, 9)
+    assert [r.step for r, _ in examined.left] == [9]
+    assert (run / uri).exists()
+
+
+def test_a_name_as_long_as_a_file_system_takes_is_pruned(run):
+    name = "x" * 249
+    folder = run / "checkpoints" / "main" / name
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(10))
+    add(run, 9, f"checkpoints/main/{name}")
+    examined = examine(run, *letting_go(run, 9))
+    os.rename(folder, aside_of(folder))  # A prune that was killed before it marked the record.
+    sweep(run, examine(run, *letting_go(run)), WHY)
+    assert len(examined.doomed) == 1
+    assert standing(run)[9] == (False, WHY)
+    assert len(there(run)) == 6
 
 
 KILLED = """

@@ -149,3 +149,23 @@ def test_what_is_not_complete_is_left_alone():
 def test_a_rule_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         Rule(**wrong)
+
+
+def test_where_no_tokens_were_counted_the_window_is_a_share_of_the_steps():
+    made = plan([record(s, tokens_seen=0) for s in range(10, 110, 10)], Rule(elsewhere=1))
+    assert [r.step for r in made.go] == [20, 40, 50, 60, 70, 80]
+    # So many tokens are no number of steps: everything is kept.
+    tokens = Rule(window=5.0, elsewhere=0)
+    assert plan([record(s, tokens_seen=0) for s in range(10, 110, 10)], tokens).go == ()
+
+
+def test_the_first_digits_of_a_fingerprint_name_what_was_merged_and_what_others_use():
+    prints = {10: "a1" * 16, 20: "b2" * 16, 30: "c3" * 16, 40: "d4" * 16}
+    records = [record(s, fingerprint=f) for s, f in prints.items()]
+    records.append(record(50, merged_from=(prints[20][:12],)))
+    rule = Rule(dense_last=1, elsewhere=0)
+    assert [r.step for r in plan(records, rule).go] == [30, 40]
+    kept = plan(records, rule, used={prints[30][:12]: "needed elsewhere"})
+    assert kept.keep["main", 30] == ("needed elsewhere",)
+    # Other weights that begin alike are no reason.
+    assert [r.step for r in plan(records, rule, used={prints[30][:8] + "0000": "x"}).go] == [30, 40]
