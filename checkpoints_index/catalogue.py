@@ -82,7 +82,7 @@ class Catalogue:
     @property
     def exists(self) -> bool:
         """Whether anything was ever scanned into it."""
-        return self.file.exists()
+        return os.path.exists(self.file)
 
     def list(
         self,
@@ -157,7 +157,11 @@ class Catalogue:
             f"order by run_path, branch, step, path limit ?"
         )
         with self.reading() as table:
-            rows = table.execute(sql, [*values, -1 if limit is None else limit]).fetchall()
+            try:
+                rows = table.execute(sql, [*values, -1 if limit is None else limit]).fetchall()
+            except UnicodeEncodeError:
+                # The table is UTF-8: what is not cannot be in it.
+                return []
         return [from_row(row) for row in rows]
 
     @contextlib.contextmanager

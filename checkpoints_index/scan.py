@@ -94,22 +94,34 @@ def scan(
         CheckpointNotFound: one of the folders is not there; nothing was changed.
         CatalogueMissing: no folder was given, and none is known.
         CatalogueBusy: another process is scanning still.
-        CatalogueDamaged: the file is somebody else's, or was made by a later version.
+        CatalogueDamaged: the file is somebody else's, was made by a later version, or cannot be
+            written.
+        RecordError: a folder's path is not UTF-8.
     """
     began = time.monotonic()
     file = catalogue.file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with scan_lock(file.with_name(file.name + ".lock"), wait_s=wait_s):
+    # Before the catalogue is made: a mistake must not leave an empty one.
+    asked = _outermost([*folders])
+    forget = [_utf8(os.path.realpath(folder)) for folder in forget]
+    if not asked and not forget and not catalogue.exists:
+        raise CatalogueMissing(_knows_none(file, None))
+    with contextlib.ExitStack() as held:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(scan_lock(file.with_name(file.name + ".lock"), wait_s=wait_s))
+        except OSError as error:
+            raise CatalogueDamaged(
+                f"{file}: cannot be written ({error.strerror}); name another file with --catalogue."
+            ) from None
         table, set_aside, known = _open_to_write(file)
         with contextlib.closing(table):
-            asked = _outermost([*folders, *([] if folders or forget else known)])
             if not asked and not forget:
-                raise CatalogueMissing(
-                    f"{file} knows no folder to scan; name them: workbench checkpoints scan DIR..."
-                )
+                asked = _outermost(known)
+            if not asked and not forget:
+                raise CatalogueMissing(_knows_none(file, set_aside))
             done = Scanned([str(folder) for folder in asked], set_aside=set_aside)
             for folder in forget:
-                _forget(table, os.path.realpath(folder))
+                _forget(table, str(folder))
             for folder in asked:
                 _Scan(table, folder, done, fingerprints).run()
             table.execute("commit")
@@ -117,6 +129,22 @@ def scan(
             table.execute("pragma wal_checkpoint(passive)")
     done.seconds = time.monotonic() - began
     return done
+
+
+def _knows_none(file: Path, set_aside: str | None) -> str:
+    broken = f"it was broken, and was moved to {set_aside}; " if set_aside else ""
+    return f"{file} knows no folder to scan; {broken}name them: workbench checkpoints scan DIR..."
+
+
+def _utf8(path: str) -> str:
+    """The path; RecordError where no database could hold it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise RecordError(
+            f"{label(path)}: its path is not UTF-8; rename it, or scan above it."
+        ) from None
+    return path
 
 
 def _outermost(folders: Iterable[str | Path]) -> list[Path]:
@@ -128,7 +156,7 @@ def _outermost(folders: Iterable[str | Path]) -> list[Path]:
                 f"no folder {label(str(folder))}; where it is gone for good: "
                 f"workbench checkpoints scan --forget DIR."
             )
-        path = Path(os.path.realpath(folder))
+        path = Path(_utf8(os.path.realpath(folder)))
         real.append(next((p for p in path.parents if CheckpointIndex(p).exists), path))
     return sorted(p for p in set(real) if not any(q in set(real) for q in p.parents))
 
@@ -165,6 +193,9 @@ class _Scan:
         self.faults: dict[str, str] = {}
         self.unreadable: list[str] = []
         self.places: set[str] = set()
+        """Where the checkpoints lie that were seen, and..."""
+        self.recorded: set[str] = set()
+        """...those of them that records tell of."""
         self.runs: list[Path] = []
         self._parents: dict[str, str] = {}
 
@@ -221,6 +252,7 @@ class _Scan:
             lacking = self.fingerprints and (before is None or before[2] is None)
             if before is not None and before[0] == self._stamp(stamp, before[1]) and not lacking:
                 self._keep(file, before[1])
+                self.recorded.add(self._real(before[1]))
                 continue
             try:
                 record = index.read_file(name)
@@ -233,6 +265,7 @@ class _Scan:
             if lacking and entry.complete and entry.fingerprint is None:
                 entry = entry.with_fingerprint(self._fingerprint(where))
             self._enter(file, stamp, entry)
+            self.recorded.add(self._real(where))
 
     def _stamp(self, stamp: str, path: str) -> str:
         return stamp if "://" in path or os.path.lexists(path) else f"{stamp} gone"
@@ -251,7 +284,7 @@ class _Scan:
 
     def _found(self, found: Found) -> None:
         real = self._real(str(found.path))
-        if real in self.places or os.path.dirname(real) in self.places:
+        if real in self.places or self._is_part(found, os.path.dirname(real)):
             return
         size, stamp = footprint(found.path)
         stamp = f"{stamp} {found.complete}"
@@ -267,6 +300,15 @@ class _Scan:
         if wanted:
             entry = entry.with_fingerprint(self._fingerprint(found.path))
         self._enter(file, stamp, entry)
+
+    def _is_part(self, found: Found, above: str) -> bool:
+        """Whether what was found is a part of the checkpoint that lies in the folder `above`: a
+        file of it, or a folder of weights inside a recorded one. Trainers leave checkpoint-500/
+        beside the finished model, and that is none.
+        """
+        if found.path.is_file():
+            return above in self.places
+        return found.step is None and above in self.recorded
 
     def _fingerprint(self, path: str | Path) -> str | None:
         from checkpoints_index.formats import open_weights

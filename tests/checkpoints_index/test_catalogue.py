@@ -23,6 +23,7 @@ from checkpoints_index.errors import (
     CatalogueDamaged,
     CatalogueMissing,
     CheckpointNotFound,
+    RecordError,
 )
 from checkpoints_index.index import CheckpointIndex
 from checkpoints_index.record import CheckpointRecord
@@ -265,6 +266,9 @@ def test_asking_before_a_scan_says_what_to_do(catalogue):
         catalogue.list()
     with pytest.raises(CatalogueMissing, match="knows no folder to scan"):
         scan(catalogue)
+    assert not catalogue.exists
+    # What a first scan leaves that is killed.
+    catalogue.file.touch()
     with pytest.raises(CatalogueMissing, match="is empty; fill it"):
         catalogue.list()
 
@@ -317,12 +321,13 @@ def slowly(self, *rest):
 
 scanning._Scan._enter = slowly
 if stop_at == 0:
-    outermost = scanning._outermost
-    def held(folders):
+    opened = scanning._open_to_write
+    def held(file):
+        table = opened(file)
         print("here", flush=True)
         sys.stdin.read()
-        return outermost(folders)
-    scanning._outermost = held
+        return table
+    scanning._open_to_write = held
 scanning.scan(Catalogue(sys.argv[1]), [sys.argv[2]])
 if stop_at < 0:
     print("here", flush=True)
@@ -425,3 +430,33 @@ def test_ten_thousand_records_are_scanned_and_listed_in_time_that_grows_with_the
     # Ten times as many: were it quadratic, a hundred times as long.
     for few, many in zip(seconds[1000], seconds[10_000], strict=True):
         assert many < 40 * few + 0.5, seconds
+
+
+def test_checkpoints_beside_the_model_that_a_trainer_finished_with_are_entered(tmp_path, catalogue):
+    out = tmp_path / "out"
+    for step in (500, 1000):
+        state = json.dumps({"global_step": step})
+        save(out / f"checkpoint-{step}", step, trainer_state=state, config="{}")
+    save_file({"w": np.ones(4, "float32")}, str(out / "model.safetensors"))
+    (out / "config.json").write_text("{}")
+    scan(catalogue, [tmp_path])
+    assert sorted(str(e.step) for e in catalogue.list()) == ["1000", "500", "None"]
+    # A record of the finished model is no reason to lose the others.
+    CheckpointIndex(out).add(record(2000, uri="model.safetensors"))
+    CheckpointIndex(tmp_path / "run").add(record(2000, uri=str(out)))
+    scan(catalogue, [tmp_path])
+    assert {500, 1000} <= {e.step for e in catalogue.list()}
+
+
+def test_a_folder_whose_path_is_not_utf_8_is_refused_by_name(tmp_path, catalogue):
+    folder = os.fsencode(tmp_path) + b"/bad\xff"
+    os.mkdir(folder)
+    with pytest.raises(RecordError, match=r"bad\?: its path is not UTF-8"):
+        scan(catalogue, [os.fsdecode(folder)])
+    assert not catalogue.exists
+
+
+def test_a_scan_that_was_refused_leaves_no_catalogue(tmp_path, catalogue):
+    with pytest.raises(CheckpointNotFound):
+        scan(catalogue, [tmp_path / "none"])
+    assert not catalogue.exists
