@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 import workbench as wb
+from checkpoints_index.formats import open_weights
 from checkpoints_index.index import CheckpointIndex
 from checkpoints_index.record import CheckpointRecord
 from workbench.app.cli import main
@@ -182,6 +186,102 @@ def test_what_another_run_of_the_catalogue_was_made_from_stays(run, copy, tmp_pa
     assert {(d["branch"], d["step"]) for d in said["delete"]} == gone - {("main", 8)}
 
 
+LAST = ("--dense-last", "1", "--elsewhere", "0")
+
+
+def save(run, *steps, **more):
+    """Records of a run, and weights of one value each."""
+    for step in steps:
+        folder = run / "checkpoints" / "main" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        save_file({"w": np.full(4, step, "float32")}, str(folder / "model.safetensors"))
+        record = CheckpointRecord(
+            run=run.name, branch="main", step=step, tokens_seen=step * 100, utc=1e9 + step,
+            format="safetensors", uri=f"checkpoints/main/{folder.name}", size_bytes=1, **more,
+        )  # fmt: skip
+        CheckpointIndex(run).add(record)
+    return run
+
+
+def steps_there(run):
+    return [int(p.name[5:]) for p in sorted((run / "checkpoints" / "main").iterdir())]
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_a_checkpoint_that_is_lost_is_not_kept_in_place_of_one_that_is_whole(run, tmp_path, harm):
+    here = save(tmp_path / "run", 10, 20, 30, 40)
+    newest = here / "checkpoints" / "main" / "step-00000040"
+    if harm == "gone":
+        shutil.rmtree(newest)
+    else:
+        os.truncate(newest / "model.safetensors", 20)
+    code, out, _ = run("prune", here, *LAST, "--apply")
+    assert code == 0
+    assert "broken  main@40" in out
+    assert [s for s in steps_there(here) if s < 40] == [10, 30]
+
+
+def test_what_another_run_s_record_points_to_stays(run, tmp_path):
+    one, two = save(tmp_path / "one", 10, 20, 30, 40), save(tmp_path / "two", 1)
+    CheckpointIndex(two).add(CheckpointRecord(
+        run="two", branch="main", step=20, tokens_seen=1, utc=0.0, format="safetensors",
+        uri=str(one / "checkpoints/main/step-00000020"), size_bytes=1,
+    ))  # fmt: skip
+    run("scan", tmp_path)
+    _, _, err = run("prune", one, *LAST, "--apply")
+    assert "what other runs need is known as of" in err
+    assert steps_there(one) == [10, 20, 40]
+
+
+def test_a_merge_s_source_whose_fingerprint_only_a_scan_read_stays(run, tmp_path):
+    one = save(tmp_path / "one", 10, 20, 30, 40)
+    weights = open_weights(one / "checkpoints" / "main" / "step-00000020")
+    save(tmp_path / "two", 1, merged_from=(weights.fingerprint()[:12],))
+    run("scan", tmp_path, "--fingerprints")
+    run("prune", one, *LAST, "--apply")
+    assert steps_there(one) == [10, 20, 40]
+
+
+def test_after_a_scan_that_did_not_come_to_its_end_a_prune_says_what_it_does_not_know(
+    run, tmp_path
+):
+    one = save(tmp_path / "one", 10, 20, 30)
+    place = Path(os.environ["WORKBENCH_CATALOGUE"])
+    place.parent.mkdir()
+    place.touch()
+    code, _, err = run("prune", one, *LAST)
+    assert (code, "what other runs need is not known" in err) == (0, True)
+
+
+def test_pickles_of_another_trainer_are_no_failure_and_are_counted(run, tmp_path):
+    folder = tmp_path / "lit" / "checkpoints"
+    folder.mkdir(parents=True)
+    said = {"epoch": 0, "global_step": 3, "pytorch-lightning_version": "2", "state_dict": {}}
+    torch.save(said, folder / "m-step=3.ckpt")
+    code, out, err = run("verify", tmp_path / "lit")
+    assert (code, err) == (0, "")
+    assert out.startswith("0 of 0 checkpoints are whole\n1 more could not be verified")
+    assert list(of_json(run("verify", tmp_path / "lit", "--json"))["unverified"]) == [
+        str(folder / "m-step=3.ckpt")
+    ]
+
+
+def test_all_checkpoints_of_another_trainer_s_folder_are_verified(run, tmp_path):
+    folder = save(tmp_path / "out", 10, 20) / "checkpoints"
+    shutil.rmtree(tmp_path / "out" / "index")
+    code, out, _ = run("verify", folder)
+    assert (code, out.splitlines()[0]) == (0, "2 of 2 checkpoints are whole")
+    assert out.splitlines()[1].startswith("2 of them without digests")
+
+
+def test_a_broken_catalogue_that_was_moved_aside_is_told_by_a_scan_of_no_folder(run):
+    place = Path(os.environ["WORKBENCH_CATALOGUE"])
+    place.parent.mkdir()
+    place.write_bytes(b"not a database" * 400)
+    code, _, err = run("scan")
+    assert (code, "it was broken, and was moved to" in err) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -201,6 +301,13 @@ def test_what_another_run_of_the_catalogue_was_made_from_stays(run, copy, tmp_pa
         (["show", "{tmp}"], 3, "no run at"),
         (["verify", "{run}", "main", "5"], 3, "near it"),
         (["scan", "{run}", "--catalogue", "{tmp}"], 2, "is a directory"),
+        (["scan", "{run}", "--catalogue", "/proc/none/c.sqlite"], 1, "cannot be written"),
+        (["list", "{run}", "--tokens-after", "nan"], 2, "expected a number of tokens"),
+        (["list", "{run}", "--tokens-after", "1e30"], 2, "expected a number of tokens"),
+        (["list", "{run}", "--run", "\udce9"], 0, ""),
+        (["show", "{run}", "main", "9" * 23], 2, "is not in the range"),
+        (["show", "a" * 10000], 3, "no checkpoint 'aaa"),
+        (["show", "--json", "{run}", "main", "4"], 0, ""),
     ],
 )
 def test_a_mistake_is_one_line_and_the_right_exit_code(

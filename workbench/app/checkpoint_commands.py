@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from checkpoints_index.pruning import Examined
     from checkpoints_index.retention import Plan, Rule
 
+    Broken = dict[tuple[str, int], str]
+
 RUN = click.argument("run", type=click.Path(path_type=Path))
 ANY_RUN = click.argument("run", type=click.Path(path_type=Path), required=False)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
@@ -35,7 +38,16 @@ CATALOGUE = click.option(
     help="The catalogue's file; by default $WORKBENCH_CATALOGUE, else "
     "training-dynamics-workbench/catalogue.sqlite in $XDG_DATA_HOME (~/.local/share).",
 )  # fmt: skip
+STEP = click.IntRange(-1, 2**63 - 1)
+"""-1, so that "after" can mean all."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{6,128}")
+
+
+def _tokens(_: Any, __: Any, value: float | None) -> int | None:
+    """Tokens, of which people say 2e9."""
+    if value is None or abs(value) < 2**63:
+        return None if value is None else int(value)
+    raise click.BadParameter(f"{value}: expected a number of tokens, such as 2e9.")
 
 
 @click.group()
@@ -86,24 +98,24 @@ def scan_folders(
 @click.option("--trainer", default=None, help="Only this trainer's, such as torchtitan.")
 @click.option("--format", default=None, help="Only this format, such as native or dcp.")
 @click.option("--kind", type=click.Choice(["training", "weights"]), default=None)
-@click.option("--after", type=int, default=None, help="Only steps after this one.")
-@click.option("--until", type=int, default=None, help="Only steps up to this one.")
-@click.option("--tokens-after", type=float, default=None, help="Only with more training tokens.")
+@click.option("--after", type=STEP, default=None, help="Only steps after this one.")
+@click.option("--until", type=STEP, default=None, help="Only steps up to this one.")
+@click.option("--tokens-after", type=float, default=None, callback=_tokens,
+              help="Only with more training tokens.")  # fmt: skip
 @click.option("--complete/--incomplete", default=None, help="Only whole ones, or only others.")
 @click.option("--fingerprint", default=None, help="Only weights whose digest begins so.")
-@click.option("--limit", type=click.IntRange(min=0), default=None, help="At most so many.")
+@click.option("--limit", type=click.IntRange(0, 2**63 - 1), default=None, help="At most so many.")
 @CATALOGUE
 @JSON
 def list_checkpoints(
-    run: Path | None, run_name: str | None, tokens_after: float | None, catalogue: Path | None,
+    run: Path | None, run_name: str | None, catalogue: Path | None,
     as_json: bool, **filters: Any,
 ) -> None:  # fmt: skip
     """The checkpoints of RUN as they are now; without RUN, all that the last scan found."""
     from workbench.app.checkpoint_text import table
 
     where = _catalogue(catalogue) if run is None else _of_run(run)
-    tokens = None if tokens_after is None else int(tokens_after)
-    entries = where.list(run=run_name, tokens_after=tokens, **filters)
+    entries = where.list(run=run_name, **filters)
     if as_json:
         echo(json.dumps([entry.plain() for entry in entries]))
         return
@@ -113,7 +125,8 @@ def list_checkpoints(
 @checkpoints.command("show")
 @click.argument("what")
 @click.argument("branch", required=False)
-@click.argument("step", type=int, required=False)
+@click.argument("step", type=STEP, required=False)
+@click.option("--json", is_flag=True, expose_value=False, help="As it is without: JSON.")
 @CATALOGUE
 def show_checkpoint(
     what: str, branch: str | None, step: int | None, catalogue: Path | None
@@ -153,7 +166,7 @@ def show_lineage(
 @checkpoints.command("verify")
 @ANY_RUN
 @click.argument("branch", required=False)
-@click.argument("step", type=int, required=False)
+@click.argument("step", type=STEP, required=False)
 @click.option("--fast", is_flag=True, help="Compare sizes only, not digests.")
 @CATALOGUE
 @JSON
@@ -163,31 +176,43 @@ def verify_checkpoints(
 ) -> None:  # fmt: skip
     """Compare checkpoints with what was written; exits 1 if one is not whole.
 
-    Of RUN, or one of it (RUN BRANCH STEP), or without RUN of all runs in the catalogue. Those that
-    were pruned or are known to be incomplete are counted and not read.
+    Of RUN, or one of it (RUN BRANCH STEP), or without RUN of all runs in the catalogue; RUN may be
+    another trainer's folder. Those that were pruned or are known to be incomplete are counted and
+    not read; those that only unpickling could read are counted, and are no failure.
     """
-    from checkpoints_index.audit import audit
+    from checkpoints_index.audit import judge
+    from workbench.app.checkpoint_text import verified
 
-    if run is not None and (branch is not None or not _is_run(run)):
-        entries = _named(_catalogue(catalogue), str(run), branch, step)
-    else:
-        entries = (_catalogue(catalogue) if run is None else _of_run(run)).list()
+    entries = _to_verify(_catalogue(catalogue), run, branch, step)
     known = [e for e in entries if not e.complete and "nothing lies there" not in e.why]
-    read = [e for e in entries if e not in known]
-    wrong = {}
-    for entry in read:
-        if found := audit(entry, deep=not fast):
-            wrong[entry.path] = found
+    verdicts = [(e.path, judge(e, deep=not fast)) for e in entries if e not in known]
+    wrong = {path: v.why for path, v in verdicts if v.kind == "wrong"}
     if as_json:
-        told = {"whole": len(read) - len(wrong), "wrong": wrong, "incomplete": len(known)}
+        whole = [(path, v) for path, v in verdicts if v.kind == "whole"]
+        told = {
+            "whole": len(whole), "wrong": wrong, "incomplete": len(known),
+            "unverified": {path: v.why for path, v in verdicts if v.kind == "unverified"},
+            "without_digests": [path for path, v in whole if not v.by_digest],
+        }  # fmt: skip
         echo(json.dumps(told))
     else:
         for line in wrong.values():
             echo(line, err=True)
-        echo(f"{len(read) - len(wrong)} of {len(read)} checkpoints are whole")
-        if known:
-            echo(f"{len(known)} more are pruned or marked incomplete, and were not read")
+        _lines(verified([v for _, v in verdicts], incomplete=len(known), fast=fast))
     sys.exit(1 if wrong else 0)
+
+
+def _to_verify(
+    where: Catalogue, run: Path | None, branch: str | None, step: int | None
+) -> list[Entry]:
+    """The checkpoints that were named, or all."""
+    if run is None:
+        return where.list()
+    if branch is None and _is_run(run):
+        return _of_run(run).list()
+    if branch is None and os.path.isdir(run):
+        return (where.at(run) if where.exists else []) or _of_run(run).list()
+    return _named(where, str(run), branch, step)
 
 
 @checkpoints.command("prune")
@@ -215,12 +240,12 @@ def prune(
     """
     from checkpoints_index.pruning import sweep, withdraw
     from checkpoints_index.retention import Rule
-    from workbench.app.checkpoint_text import prune_summary, size
+    from workbench.app.checkpoint_text import catalogue_age, prune_summary, pruned, size
 
     _of_run(run)
     where = _catalogue(catalogue)
-    if not where.exists:
-        echo(f"no catalogue at {where.file}: what other runs need is not known", err=True)
+    for line in catalogue_age(*_known(where), str(where.file)):
+        echo(line, err=True)
     share: float | str = float(window) if _is_number(window) else window
     rule = Rule(window=share, dense_last=dense_last, elsewhere=elsewhere)
     why = "pruned to make room: " + (
@@ -231,53 +256,57 @@ def prune(
         if apply and store is not None:
             # No arm can be forked at a checkpoint between its being chosen and its being withdrawn.
             held.enter_context(store.commit_lock()).acquire(wait=True)
-        plan, examined = _plan(run, rule, where, store)
+        plan, examined, broken = _plan(run, rule, where, store)
         if not as_json:
-            _lines(prune_summary(plan, examined))
+            _lines(prune_summary(plan, examined, broken))
         if apply:
             withdraw(run, examined, why)
     freed = sweep(run, examined, why) if apply else 0
     if as_json:
-        echo(json.dumps(_pruned(plan, examined, applied=apply)))
+        echo(json.dumps(pruned(plan, examined, broken, applied=apply)))
     elif apply:
         echo(f"deleted; {size(freed)} freed")
     else:
         echo("a dry run: nothing was touched; --apply deletes")
 
 
-def _plan(run: Path, rule: Rule, catalogue: Catalogue, store: Any) -> tuple[Plan, Examined]:
+def _known(where: Catalogue) -> tuple[list[Entry], dict[str, float]]:
+    """What the catalogue knows, and when which folder was scanned; nothing where there is none."""
+    from checkpoints_index.errors import CatalogueMissing
+
+    try:
+        return where.list(), where.folders
+    except CatalogueMissing:
+        return [], {}
+
+
+def _plan(run: Path, rule: Rule, where: Catalogue, store: Any) -> tuple[Plan, Examined, Broken]:
+    """What goes, of the checkpoints as they really are; what that is on disk; what is broken."""
+    from checkpoints_index.audit import Standing
     from checkpoints_index.index import CheckpointIndex
     from checkpoints_index.lineage import used_elsewhere
     from checkpoints_index.pruning import examine
     from checkpoints_index.retention import plan
     from workbench.checkpoints import needed_by_store
 
-    records = CheckpointIndex(run).list()
-    used = {}
-    if catalogue.exists:
-        used = used_elsewhere(catalogue.list(), os.path.realpath(run))
-    protected = {} if store is None else needed_by_store(store, records)
-    made = plan(records, rule, protected=protected, used=used)
-    return made, examine(run, records, made)
-
-
-def _pruned(plan: Plan, examined: Examined, *, applied: bool) -> dict[str, Any]:
-    return {
-        "applied": applied,
-        "keep": [
-            {"branch": b, "step": s, "reasons": list(why)} for (b, s), why in plan.keep.items()
-        ],
-        "left": [
-            {"branch": r.branch, "step": r.step, "reason": why} for r, why in examined.left
-        ],
-        "delete": [
-            {"branch": d.record.branch, "step": d.record.step, "path": str(d.path),
-             "bytes": d.bytes}
-            for d in examined.doomed
-        ],
-        "rest": [str(path) for path in examined.rest],
-        "bytes": examined.bytes,
-    }  # fmt: skip
+    real = os.path.realpath(run)
+    recorded = {(r.branch, r.step): r for r in CheckpointIndex(run).list()}
+    known, _ = _known(where)
+    standing = Standing(run, list(recorded.values()))
+    protected = dict(standing.relied_on)
+    if store is not None:
+        protected |= needed_by_store(store, standing.records, standing.is_whole)
+    # A scan may have read the fingerprint of weights that were too large while they were saved.
+    read = {e.path: e.fingerprint for e in known if e.fingerprint}
+    records = [
+        r if r.fingerprint or r.is_remote
+        else replace(r, fingerprint=read.get(str(r.path(real))))
+        for r in standing.records
+    ]  # fmt: skip
+    made = plan(records, rule, protected=protected, used=used_elsewhere(known, real))
+    made = replace(made, go=tuple(recorded[r.branch, r.step] for r in made.go))
+    others = [e.path for e in known if e.run_path != real and "://" not in e.path]
+    return made, examine(run, recorded.values(), made, others), standing.broken
 
 
 def _catalogue(file: Path | None) -> Catalogue:
@@ -287,7 +316,7 @@ def _catalogue(file: Path | None) -> Catalogue:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / part).exists() for part in ("run.json", "store", "index"))
+    return any(os.path.exists(folder / part) for part in ("run.json", "store", "index"))
 
 
 def _of_run(run: Path) -> Catalogue:
@@ -305,7 +334,7 @@ def _of_run(run: Path) -> Catalogue:
             Entry.of_record(r, real, there=r.is_remote or os.path.lexists(r.path(real)))
             for r in records
         )
-    found = list(find(real)) if run.is_dir() else []
+    found = list(find(real)) if os.path.isdir(run) else []
     if not found:
         from workbench.run import open_run
 
@@ -331,7 +360,7 @@ def _named(where: Catalogue, what: str, branch: str | None, step: int | None) ->
         found = where.at(what)
         if not found and _FINGERPRINT.fullmatch(what):
             found = where.list(fingerprint=what)
-    if not found and Path(what).exists():
+    if not found and os.path.exists(what):
         found = _of_run(Path(what)).at(what)
     if not found:
         known = f"the catalogue {where.file}" if where.exists else "no catalogue yet"

@@ -1,14 +1,17 @@
 """Checkpoints as aligned text.
 
 Needs   entries of the catalogue, what a scan or a prune did.
-Yields  `table`, `scan_summary`, `prune_summary`: lines.
+Yields  `table`, `scan_summary`, `verified`, `catalogue_age`, `prune_summary`: lines; `pruned`: plain
+        data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
+from checkpoints_index.audit import Verdict
 from checkpoints_index.entry import Entry
 from checkpoints_index.pruning import Examined
 from checkpoints_index.retention import Plan
@@ -91,8 +94,41 @@ def faults(found: dict[str, str]) -> Iterator[str]:
         yield f"... and {len(found) - SHOWN_FAULTS} more; --json tells them all"
 
 
-def prune_summary(plan: Plan, examined: Examined) -> Iterator[str]:
-    """What would stay and why, and what would go."""
+def verified(verdicts: Sequence[Verdict], *, incomplete: int, fast: bool) -> Iterator[str]:
+    """How many checkpoints are whole, how closely that was looked at, and what was not read."""
+    whole = [v for v in verdicts if v.kind == "whole"]
+    unread = sum(v.kind == "unverified" for v in verdicts)
+    yield f"{len(whole)} of {len(verdicts) - unread} checkpoints are whole"
+    loose = sum(not v.by_digest for v in whole)
+    if loose and not fast:
+        yield (
+            f"{loose} of them without digests: sizes and headers were compared, and values as far "
+            f"as a fingerprint tells them apart, to bfloat16"
+        )
+    if unread:
+        yield f"{unread} more could not be verified: nothing here reads them without unpickling"
+    if incomplete:
+        yield f"{incomplete} more are pruned or marked incomplete, and were not read"
+
+
+def catalogue_age(known: Sequence[Entry], scanned: Mapping[str, float], file: str) -> Iterator[str]:
+    """From when is what is known of other runs."""
+    if not scanned:
+        yield f"no catalogue at {file}: what other runs need is not known"
+        return
+    yield (
+        f"what other runs need is known as of {when(min(scanned.values()))} UTC "
+        f"({len(known)} checkpoints below {', '.join(sorted(scanned))}); for newer runs scan "
+        f"first: workbench checkpoints scan"
+    )
+
+
+def prune_summary(
+    plan: Plan, examined: Examined, broken: Mapping[tuple[str, int], str]
+) -> Iterator[str]:
+    """What would stay and why, what is broken, and what would go."""
+    for (branch, step), why in broken.items():
+        yield f"broken  {branch}@{step}   counted as lost, not deleted: {why}"
     dense = 0
     for (branch, step), reasons in plan.keep.items():
         if set(reasons) == {"in the window"}:
@@ -109,3 +145,26 @@ def prune_summary(plan: Plan, examined: Examined) -> Iterator[str]:
         yield f"delete  {path}   left by a prune that was interrupted"
     stay = len(plan.keep) + len(examined.left)
     yield (f"{stay} stay, {len(examined.doomed)} go, {size(examined.bytes)} freed")
+
+
+def pruned(
+    plan: Plan, examined: Examined, broken: Mapping[tuple[str, int], str], *, applied: bool
+) -> dict[str, Any]:
+    """What `prune_summary` says, as plain data."""
+    return {
+        "applied": applied,
+        "keep": [
+            {"branch": b, "step": s, "reasons": list(why)} for (b, s), why in plan.keep.items()
+        ],
+        "left": [
+            {"branch": r.branch, "step": r.step, "reason": why} for r, why in examined.left
+        ],
+        "broken": [{"branch": b, "step": s, "reason": why} for (b, s), why in broken.items()],
+        "delete": [
+            {"branch": d.record.branch, "step": d.record.step, "path": str(d.path),
+             "bytes": d.bytes}
+            for d in examined.doomed
+        ],
+        "rest": [str(path) for path in examined.rest],
+        "bytes": examined.bytes,
+    }  # fmt: skip
