@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from checkpoints_index.errors import RecordError
+from checkpoints_index.url import URL, without_password
 
 BRANCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 """What a branch may be called: it becomes a folder, a part of a tag and a word of a command
@@ -36,7 +37,6 @@ FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
 Merged = tuple[str, int] | str
 """A checkpoint that weights were taken from: branch and step in the same run, or a fingerprint."""
 
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -129,12 +129,13 @@ class CheckpointRecord:
     @property
     def is_remote(self) -> bool:
         """Whether it lies at a URL and not on a file system."""
-        return _SCHEME.match(self.uri) is not None
+        return URL.match(self.uri) is not None
 
     def path(self, run_path: str | Path) -> Path:
         """Where the checkpoint lies, for a run at `run_path`; RecordError for a URL."""
         if self.is_remote:
-            raise RecordError(f"checkpoint at {self.uri}: not a local path; copy it here first.")
+            where = without_password(self.uri)
+            raise RecordError(f"checkpoint at {where}: not a local path; copy it here first.")
         return Path(run_path, *PurePosixPath(self.uri).parts)
 
     def to_json(self) -> str:
@@ -221,7 +222,7 @@ def _faults(record: CheckpointRecord) -> Any:
     yield from _merged_faults(record.merged_from)
     yield from _digest_faults(record.digests)
     yield from _position_faults(record.data_position)
-    if isinstance(record.uri, str) and not _SCHEME.match(record.uri):
+    if isinstance(record.uri, str) and not URL.match(record.uri):
         parts = PurePosixPath(record.uri).parts
         if ".." in parts or "\\" in record.uri:
             yield f"uri={_shown(record.uri)} climbs out of its folder; give a plain path"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound, RecordError
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:::[^/]*)?://")
+from checkpoints_index.url import URL, without_password
 
 
 def shown(name: object) -> str:
@@ -170,7 +168,7 @@ class RemotePlace(Place):
         self._info: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return printable(self.url)
+        return printable(without_password(self.url))
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -178,15 +176,15 @@ class RemotePlace(Place):
         try:
             yield
         except FileNotFoundError:
-            raise CheckpointNotFound(f"nothing at {self.url}.") from None
+            raise CheckpointNotFound(f"nothing at {self}.") from None
         except ImportError as error:
             raise CheckpointNotFound(
-                f"{self.url}: {error}; install the package that reads such URLs."
+                f"{self}: {error}; install the package that reads such URLs."
             ) from None
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = without_password(" ".join(str(error).split()))[:200]
             raise CheckpointNotFound(
-                f"{self.url} cannot be read ({type(error).__name__}: {reason}); check the address "
+                f"{self} cannot be read ({type(error).__name__}: {reason}); check the address "
                 f"and the credentials."
             ) from None
 
@@ -219,7 +217,7 @@ class RemotePlace(Place):
     def size(self) -> int:
         size = self._about().get("size")
         if size is None:
-            raise CheckpointNotFound(f"no file {self.url} of a size that is known.")
+            raise CheckpointNotFound(f"no file {self} of a size that is known.")
         return int(size)
 
     def _child(self, name: str) -> RemotePlace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -127,3 +127,20 @@ def test_a_place_inside_the_run_follows_the_run_and_one_outside_stays():
     remote = CheckpointRecord(**{**asdict(RECORD), "uri": "s3://bucket/step-400"})
     with pytest.raises(RecordError, match="not a local path"):
         remote.path("/moved")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket/x", "simplecache::memory://bucket/x", "MEMORY://bucket/x", "zip://a::s3://b/x"],
+)
+def test_every_url_that_is_opened_is_a_url_in_a_record_too(uri):
+    record = replace(RECORD, uri=uri)
+    assert record.is_remote
+    with pytest.raises(RecordError, match="not a local path"):
+        record.path("runs/demo")
+
+
+def test_a_password_in_a_record_s_url_is_not_printed():
+    record = replace(RECORD, uri="sftp://me:secret@host/x")
+    with pytest.raises(RecordError, match=r"me:\*\*\*@host"):
+        record.path("runs/demo")

@@ -140,3 +140,17 @@ def test_a_path_is_a_path_whatever_it_looks_like(tmp_path):
     for name in ("x" * 10_000, "a\0b", "<script>", "../" * 50 + "nowhere"):
         with pytest.raises(CheckpointNotFound, match="no checkpoint at"):
             open_weights(str(tmp_path / name))
+
+
+def test_a_password_in_a_url_is_not_printed(store):
+    weights = {"w": torch.ones(2)}
+    store.pipe_file("/me:secret@bucket/model.safetensors", save(weights))
+    there = open_weights("memory://me:secret@bucket/model.safetensors")
+    assert torch.equal(there["w"], weights["w"])
+    with pytest.raises(CheckpointNotFound, match=r"memory://me:\*\*\*@bucket") as missing:
+        there["v"]
+    assert "secret" not in str(missing.value)
+    for url in ("memory://me:secret@bucket/none", "nosuch://me:secret@host/x"):
+        with pytest.raises(CheckpointNotFound) as missing:
+            open_weights(url)
+        assert "secret" not in str(missing.value)
