@@ -5,8 +5,9 @@ Yields  `fingerprint`: 32 hexadecimal digits.
 
 Every floating value is rounded to bfloat16 (to nearest, ties to even) and the names, shapes and
 rounded values are hashed in the order of their names. So a model saved in float32 and its copy in
-bfloat16 agree, sharded or not, in whatever file format. What it is not: a checksum. A change too
-small for bfloat16 everywhere goes unseen (the digests of the files see it).
+bfloat16 or float64 agree, sharded or not, in whatever file format. A copy in float16 or less does
+not: its values were rounded, or ran over, before they are rounded here. What it is not: a checksum.
+A change too small for bfloat16 everywhere goes unseen (the digests of the files see it).
 
 A model has one fingerprint in every format that names its tensors alike. Where formats name them
 differently, these rules bring them together, and no others:
@@ -17,7 +18,8 @@ differently, these rules bring them together, and no others:
 | ...experts.down_proj (E, D, F)           | ...experts.N.down_proj.weight (D, F)                  |
 | ...block_sparse_moe.experts.N.w1, w3, w2 | ...mlp.experts.N.gate_proj, up_proj, down_proj        |
 | ...block_sparse_moe.                     | ...mlp.                                               |
-| a Hugging Face folder of a DBRX          | our own model's names (formats/dbrx_names.py)         |
+| a DBRX under Hugging Face's names        | our own model's names (formats/dbrx_names.py)         |
+| lm_head or unembed equal to the embedding | not at all: its file leaves out a tied one           |
 
 The first two are what transformers does between its files and its memory (Mixtral, Qwen-MoE, OLMoE
 and their like), the next two what it renames of a Mixtral.
@@ -31,6 +33,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from checkpoints_index.errors import RecordError
 
 _NUMPY = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -74,6 +78,8 @@ Stored = tuple[str, str, tuple[int, ...], bytes]
 _FUSED = re.compile(r"(.*\bexperts)\.(gate_up_proj|down_proj)", re.S)
 _MIXTRAL = re.compile(r"(.*\.mlp\.experts\.\d+)\.(w[123])\.weight", re.S)
 _MIXTRAL_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_HEADS = ("lm_head.weight", "unembed.weight")
+_EMBEDDING = re.compile(r"(?:.*\.)?(?:embed|embed_tokens|embed_in|wte)\.weight", re.S)
 
 
 def one_naming(tensors: Iterable[Stored]) -> Iterator[Stored]:
@@ -103,12 +109,28 @@ def one_naming(tensors: Iterable[Stored]) -> Iterator[Stored]:
 
 
 def digest(tensors: Iterable[Stored]) -> str:
-    """The fingerprint of (name, safetensors dtype, shape, bytes), in any order."""
-    parts = {
-        name: hashlib.blake2b(_canonical(dtype, raw), digest_size=16).digest()
-        + repr(shape).encode()
-        for name, dtype, shape, raw in one_naming(tensors)
-    }
+    """The fingerprint of (name, safetensors dtype, shape, bytes), in any order.
+
+    Raises:
+        RecordError: two tensors of one name.
+    """
+    held: dict[str, dict[str, bytes]] = {}
+    for stored in tensors:
+        for name, dtype, shape, raw in one_naming([stored]):
+            values = hashlib.blake2b(_canonical(dtype, raw), digest_size=16).digest()
+            by_source = held.setdefault(name, {})
+            if stored[0] in by_source:
+                raise RecordError(f"two tensors are called {ascii(name)[:80]}; expected one.")
+            by_source[stored[0]] = values + repr(shape).encode()
+    parts: dict[str, bytes] = {}
+    for name, by_source in held.items():
+        for source, part in by_source.items():
+            # Where rules lead two tensors to one name, both count, under the names they had.
+            parts[name if len(by_source) == 1 else f"{name}\0{source}"] = part
+    embeddings = {part for name, part in parts.items() if _EMBEDDING.fullmatch(name)}
+    for head in _HEADS:
+        if parts.get(head) in embeddings:
+            del parts[head]
     whole = hashlib.blake2b(digest_size=16)
     for name in sorted(parts):
         # Lengths first: no two lists of tensors can run together into the same bytes.
@@ -125,7 +147,10 @@ def fingerprint(tensors: Mapping[str, Any]) -> str:
         >>> fingerprint(weights) == fingerprint({"w": weights["w"].astype("float64")})
         True
     """
-    return digest((name, *_held(value)) for name, value in tensors.items())
+    from checkpoints_index.formats.dbrx_names import own_names
+
+    held = {name: _about(value) for name, value in tensors.items()}
+    return digest(own_names(held, lambda name: _bytes(tensors[name])))
 
 
 def held_bytes(tensor: Any) -> bytes:
@@ -137,14 +162,21 @@ def held_bytes(tensor: Any) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
-def _held(value: Any) -> tuple[str, tuple[int, ...], bytes]:
+def _about(value: Any) -> tuple[str, tuple[int, ...]]:
+    """Type, as safetensors names it, and shape of a torch tensor or numpy array."""
     if hasattr(value, "detach"):
         from checkpoints_index.safetensors_file import TORCH_NAMES
 
         kinds = {kind: name for name, kind in TORCH_NAMES.items()}
         kind = str(value.dtype).removeprefix("torch.")
-        return kinds.get(kind, kind), tuple(value.shape), held_bytes(value)
+        return kinds.get(kind, kind), tuple(value.shape)
     array = np.asarray(value)
-    little = array.dtype.newbyteorder("<")
     names = {np.dtype(v): k for k, v in _NUMPY.items()}
-    return names[little], array.shape, np.ascontiguousarray(array, little).tobytes()
+    return names[array.dtype.newbyteorder("<")], array.shape
+
+
+def _bytes(value: Any) -> bytes:
+    if hasattr(value, "detach"):
+        return held_bytes(value)
+    array = np.asarray(value)
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()

@@ -16,11 +16,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound
-from checkpoints_index.fingerprint import digest
-from checkpoints_index.formats.dbrx_names import dbrx_experts, own_names
 from checkpoints_index.formats.native import ONE_FILE, read_object, verify_native
 from checkpoints_index.formats.pieces import Piece, assemble, check_cover
 from checkpoints_index.formats.place import Place, shown
@@ -115,17 +113,6 @@ class SafetensorsWeights(Weights):
     def _raw(self, name: str) -> bytes:
         self._held(name)
         return self._opened[self._homes[name]].raw(name)
-
-    def fingerprint(self) -> str:
-        """The digest of the weights; of a DBRX, under the names of our own model."""
-        config = self._config() if self.format == "huggingface" else {}
-        if config.get("model_type") != "dbrx":
-            return super().fingerprint()
-        held = {name: self._held(name) for name in self}
-        return digest(own_names(held, self._raw, dbrx_experts(config)))
-
-    def _config(self) -> dict[str, Any]:
-        return read_object(self.place, "config.json")
 
 
 class PartedSafetensorsWeights(Weights):

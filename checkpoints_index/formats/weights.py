@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoints_index.errors import CheckpointNotFound
 from checkpoints_index.fingerprint import digest
-from checkpoints_index.formats.place import LocalPlace, Place, shown
+from checkpoints_index.formats.dbrx_names import own_names
+from checkpoints_index.formats.place import LocalPlace, Place, RemotePlace, shown
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,8 @@ class Weights(Mapping[str, "torch.Tensor"]):
     @property
     def path(self) -> Path | str:
         """Where it lies: a path, or the URL."""
+        if isinstance(self.place, RemotePlace):
+            return self.place.url
         return self.place.path if isinstance(self.place, LocalPlace) else str(self.place)
 
     @abstractmethod
@@ -126,8 +129,4 @@ class Weights(Mapping[str, "torch.Tensor"]):
 
     def fingerprint(self) -> str:
         """The digest of the weights (fingerprint.py); reads them all, one at a time."""
-        return digest(
-            (name, held.dtype, held.shape, self._raw(name))
-            for name in self
-            for held in [self._held(name)]
-        )
+        return digest(own_names({name: self._held(name) for name in self}, self._raw))

@@ -40,6 +40,12 @@ def test_a_change_of_value_name_or_shape_changes_it():
     assert len({fingerprint(w) for w in every}) == len(every)
 
 
+def test_a_copy_in_float16_is_another_model():
+    # 1 + 2**-8 + 2**-20 lies above the middle of two values of bfloat16, its float16 right in it.
+    weights = {"w": torch.tensor([1 + 2**-8 + 2**-20])}
+    assert fingerprint({"w": weights["w"].half()}) != fingerprint(weights)
+
+
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))
 def test_rounding_is_torch_s_own_for_every_float(values):
     ours = round_to_bfloat16(np.array(values, "float32"))

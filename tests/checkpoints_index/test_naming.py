@@ -44,11 +44,52 @@ def test_a_dbrx_with_one_expert_s_number_changed_is_another_model(tmp_path):
     assert open_weights(folder).fingerprint() != fingerprint(lm.state_dict())
 
 
-@pytest.mark.parametrize("experts", ['{"moe_num_experts": 3}', '{"moe_num_experts": "x"}', "{}"])
-def test_a_dbrx_whose_config_does_not_fit_has_a_fingerprint_of_its_own_names(tmp_path, experts):
-    folder = save_hf(MoELM(SMALL, seed=1), tmp_path / "dbrx")
-    (folder / "config.json").write_text(f'{{"model_type": "dbrx", "ffn_config": {experts}}}')
-    assert len(open_weights(folder).fingerprint()) == 32
+@pytest.mark.parametrize("config", ['{"model_type": "dbrx", "ffn_config": {}}', "{}", None])
+def test_a_dbrx_is_told_by_its_names_whatever_its_config_says(tmp_path, config):
+    lm = MoELM(SMALL, seed=1)
+    folder = save_hf(lm, tmp_path / "dbrx")
+    (folder / "config.json").unlink()
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    assert open_weights(folder).fingerprint() == fingerprint(lm.state_dict())
+    assert fingerprint(load_file(folder / "model.safetensors")) == fingerprint(lm.state_dict())
+
+
+def test_a_dbrx_that_cannot_be_laid_out_as_ours_keeps_its_names(tmp_path):
+    lm = MoELM(SMALL, seed=1)
+    theirs = load_file(save_hf(lm, tmp_path / "dbrx") / "model.safetensors")
+    del theirs["transformer.blocks.0.ffn.router.layer.weight"]
+    assert fingerprint(theirs) != fingerprint(lm.state_dict())
+    twice = {**theirs, "embed.weight": torch.ones(2)}
+    other = {**theirs, "embed.weight": torch.zeros(2)}
+    assert len({fingerprint(w) for w in (theirs, twice, other)}) == 3
+
+
+def test_two_tensors_that_a_rule_gives_one_name_both_count():
+    mixtral, plain = "m.block_sparse_moe.gate.weight", "m.mlp.gate.weight"
+    one, two = torch.ones(2, 2), torch.zeros(2, 2)
+    every = [
+        {plain: one, mixtral: two}, {plain: two, mixtral: one}, {plain: one}, {plain: two},
+        {plain: one, mixtral: one},
+    ]  # fmt: skip
+    assert len({fingerprint(weights) for weights in every}) == len(every)
+    assert fingerprint(every[0]) == fingerprint(dict(reversed(every[0].items())))
+    assert fingerprint({mixtral: one}) == fingerprint({plain: one})
+
+
+def test_a_tied_head_is_left_out_as_files_leave_it_out(tmp_path):
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, intermediate_size=8, num_experts=2, moe_intermediate_size=8,
+        shared_expert_intermediate_size=8, tie_word_embeddings=True, eos_token_id=1,
+    )  # fmt: skip
+    tied = Qwen2MoeForCausalLM(config)
+    tied.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in open_weights(tmp_path)
+    assert open_weights(tmp_path).fingerprint() == fingerprint(tied.state_dict())
+    untied = {**tied.state_dict(), "lm_head.weight": torch.ones(32, 16)}
+    assert fingerprint(untied) != fingerprint(tied.state_dict())
 
 
 def hugging_face(kind):
