@@ -39,7 +39,9 @@ def torchtitan(folder: Listing) -> Found | None:
     match = _TORCHTITAN.fullmatch(folder.path.name)
     marks = {DCP_TABLE, SHARD_INDEX, ONE_FILE} & folder.files
     started = marks or folder.has(".distcp", ".safetensors") or not (folder.files or folder.folders)
-    if not match or not started:
+    distributed = DCP_TABLE in marks or folder.has(".distcp")
+    if not match or not started or ("config.json" in folder.files and not distributed):
+        # torchtitan writes no config.json: such a folder is a model of Hugging Face.
         return None
     why, kind = dcp_health(folder) if marks else (_unfinished(folder), "weights")
     return Found(

@@ -37,7 +37,8 @@ def megatron(folder: Listing) -> Found | None:
     ranks = sorted(name for name in folder.folders if _RANK.fullmatch(name))
     shards = folder.has(".distcp") or DCP_TABLE in folder.files
     release = folder.path.name == "release" and bool(ranks or "metadata.json" in folder.files)
-    if not release and not (match and (ranks or shards or not folder.files)):
+    empty = not (folder.files or folder.folders)
+    if not release and not (match and (ranks or shards or empty)):
         return None
     step = int(match[1]) if match else None
     why = _torch_ailment(folder, ranks) if ranks else _dist_ailment(folder)

@@ -4,7 +4,8 @@ Needs   a folder's listing.
 Yields  `lightning_folder`, and `single_files`: Found, one a checkpoint.
 
 Lightning's step stands in the file; what is no Lightning file gets the step that its name tells.
-Composer's step is the batch. Its latest-rank0.pt is a link to one of the others, and not counted.
+Composer's step is the batch. A link to another file of the folder, such as Composer's
+latest-rank0.pt or Lightning's last.ckpt, is not counted.
 A .ckpt that is a folder is Lightning's sharded checkpoint: a distributed one, and meta.pt.
 
 Source: lightning, `Trainer.save_checkpoint` and ModelParallelStrategy; composer,
@@ -31,7 +32,7 @@ def single_files(folder: Listing) -> Iterator[Found]:
     """Checkpoints among the files of a folder that is none itself."""
     for name in sorted(folder.files):
         path = folder.path / name
-        if path.is_symlink() and _COMPOSER.fullmatch(path.resolve().name):
+        if path.is_symlink() and _is_found_elsewhere(path, folder):
             continue
         match = _COMPOSER.fullmatch(name)
         if name.endswith(".ckpt"):
@@ -41,6 +42,15 @@ def single_files(folder: Listing) -> Iterator[Found]:
         elif name.endswith(".safetensors") and "-of-" not in name:
             why = ailment(path)
             yield Found(path, "safetensors", None, _named_step(name), None, not why, why)
+
+
+def _is_found_elsewhere(link: Path, folder: Listing) -> bool:
+    """Whether a link, such as Lightning's last.ckpt, leads to a checkpoint that is found itself."""
+    target = link.resolve()
+    if _COMPOSER.fullmatch(target.name):
+        return True
+    beside = target.parent == folder.path.resolve() and target.name in folder.files
+    return beside and target.suffix == link.suffix
 
 
 def lightning_folder(folder: Listing) -> Found | None:

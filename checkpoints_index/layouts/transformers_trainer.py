@@ -39,7 +39,9 @@ def transformers_trainer(folder: Listing) -> Found | None:
     bins = [name for name in folder.has(".bin") if name.startswith("pytorch_model")]
     if format == "pickled" and not bins:
         format = "unknown"
-    if why or any(name.startswith("global_step") for name in inside):
+    steps = [name for name in inside if name.startswith("global_step")]
+    why = why or next(filter(None, (_deepspeed_ailment(folder.inside(name)) for name in steps)), "")
+    if why or (steps and format == "unknown" and not weights):
         pass
     elif bins and format == "pickled":
         why = next(filter(None, (zip_ailment(folder.path / name) for name in bins)), "")
@@ -62,6 +64,13 @@ def transformers_trainer(folder: Listing) -> Found | None:
         why,
         "training" if trained else "weights",
     )
+
+
+def _deepspeed_ailment(folder: Listing) -> str:
+    """What is wrong with global_step500/, told by its names alone."""
+    if folder.has("model_states.pt"):
+        return ""
+    return plain(f"{folder.path}: no model_states.pt of DeepSpeed in it; use another checkpoint.")
 
 
 def _state(folder: Listing) -> tuple[dict[str, Any], str]:

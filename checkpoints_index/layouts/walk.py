@@ -39,7 +39,9 @@ WHOLE_FOLDERS: tuple[Callable[[Listing], Found | None], ...] = (
 RANKS_PARTS = "sharded"
 """Where torch.distributed.checkpoint leaves the ranks' parts of a model that it put together."""
 
-_NOT_SEARCHED = frozenset({"blobs", "refs", ".locks", ".git", ".no_exist"})
+_NOT_SEARCHED = frozenset({".locks", ".git", ".no_exist"})
+_OF_THE_HUB = frozenset({"blobs", "refs"})
+"""The same, in a repository of the Hub's cache."""
 
 
 def find(folder: str | Path) -> Iterator[Found]:
@@ -68,7 +70,10 @@ def find(folder: str | Path) -> Iterator[Found]:
         here = listed(waiting.pop(), root)
         found, owned = _seen(here)
         yield from found
-        below = () if owned is None else here.folders - _NOT_SEARCHED - owned
+        skipped = _NOT_SEARCHED
+        if here.path.name.startswith(("models--", "datasets--", "spaces--")):
+            skipped |= _OF_THE_HUB
+        below = () if owned is None else here.folders - skipped - owned
         waiting += [here.path / name for name in sorted(below, reverse=True)]
 
 
@@ -81,6 +86,7 @@ def _seen(here: Listing) -> tuple[list[Found], frozenset[str] | None]:
         return [], None
     model = model_folder(here)
     if model is not None:
-        return [model], frozenset({RANKS_PARTS})
+        pickles = [one for one in single_files(here) if one.format == "pickled"]
+        return [model, *pickles], frozenset({RANKS_PARTS})
     lost = megatron_lost(here)
     return [*single_files(here), *([lost] if lost else [])], frozenset()
