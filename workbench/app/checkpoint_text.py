@@ -1,8 +1,8 @@
 """Checkpoints as aligned text.
 
 Needs   entries of the catalogue, what a scan or a prune did.
-Yields  `table`, `scan_summary`, `verified`, `catalogue_age`, `prune_summary`: lines; `pruned`: plain
-        data.
+Yields  `table`, `scan_summary`, `verified`, `catalogue_age`, `prune_summary`: lines;
+        `pruned`: plain data.
 """
 
 from __future__ import annotations
