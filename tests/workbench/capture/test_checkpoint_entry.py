@@ -14,7 +14,10 @@ from checkpoints_index.entry import Entry
 from checkpoints_index.errors import RecordError
 from checkpoints_index.formats import open_weights
 from checkpoints_index.index import CheckpointIndex
+from model.config import MoEConfig
+from model.lm import MoELM
 from workbench.capture.checkpoint_entry import enter_checkpoint
+from workbench.capture.recorder import Recorder
 
 
 @pytest.fixture
@@ -193,3 +196,26 @@ def test_digests_leave_out_the_checkpoints_beside_a_finished_model(tmp_path):
         (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / "checkpoint-500" / "trainer_state.json").write_text('{"global_step": 500}')
     assert list(digests_of(tmp_path)) == ["model.safetensors"]
+
+
+def test_a_recorder_that_went_back_enters_parents_of_its_own_line(tmp_path):
+    config = MoEConfig(
+        d_vocab=32, d_model=16, n_layers=1, n_heads=2, n_key_value_heads=1, d_mlp=8,
+        num_experts=4, experts_per_token=2, n_ctx=16,
+    )  # fmt: skip
+    model = MoELM(config)
+
+    def train(saves, **where):
+        with Recorder(model, tmp_path / "run", **where) as recorder:
+            for step in range(recorder.last_step + 1, saves[-1] + 1):
+                with recorder.step(step, tokens=16):
+                    model(torch.arange(16).reshape(2, 8))
+                if step in saves:
+                    path = tmp_path / f"step-{step}.safetensors"
+                    save_file({"w": torch.full((2, 2), float(step))}, str(path))
+                    recorder.checkpoint(path)
+
+    train((4, 8, 12))
+    train((10, 14), resume_at=4)
+    parents = {r.step: r.parent for r in CheckpointIndex(tmp_path / "run").list()}
+    assert (parents[10], parents[14]) == (("main", 4), ("main", 10))
