@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -21,9 +20,6 @@ import xarray as xr
 from checkpoints_index.clock import Clock
 from checkpoints_index.window import interval
 from workbench.errors import RunNotFound, SchemaError
-
-if TYPE_CHECKING:
-    from workbench.store.lazy_group import Origin
 
 DIMS = ("step", "layer", "expert")
 
@@ -167,10 +163,28 @@ class MoeAccessor:
             last_tokens: training tokens.
             start, stop: steps, one or both.
 
+        Tokens and UTC are those of the run that the dataset was opened from, up to that run's end,
+        where its rows are still that run's. They are those of the dataset's coordinates
+        tokens_seen and utc where it was computed or put together since.
+
         Raises:
             ClockError: none or several were given, or the record has no such clock.
+            SchemaError: the dataset has no steps that ascend; or it was computed or put together,
+                and has no such coordinates.
         """
-        asked = interval(self._clock, last=last, last_tokens=last_tokens, start=start, stop=stop)
+        for dim in ("step", "sample"):
+            index = self._ds.indexes.get(dim)
+            if (dim == "step" and index is None) or (
+                index is not None and not index.is_monotonic_increasing
+            ):
+                found = "are missing" if index is None else "do not ascend"
+                raise SchemaError(
+                    f"a window is cut by the labels of {dim!r}, which {found} in this dataset; "
+                    f"take it of the opened dataset, or sort it (ds.sortby({dim!r}))."
+                )
+        on_steps = last is None and last_tokens is None
+        clock = Clock(self._ds["step"].values) if on_steps else self._clock()
+        asked = interval(clock, last=last, last_tokens=last_tokens, start=start, stop=stop)
         cuts = {}
         for dim in ("step", "sample"):
             if dim in self._ds.indexes:
@@ -179,14 +193,16 @@ class MoeAccessor:
                 cuts[dim] = slice(int(first), int(after))
         return self._ds.isel(cuts)
 
-    @cached_property
     def _clock(self) -> Clock:
-        """The run's own clocks where the dataset knows its store, else those of its steps."""
-        ds, origin = self._ds, self._origin
-        if origin is not None and "train" in origin.snapshot.groups:
-            train = origin.snapshot.dataset("train")
-            readings = (train[n].values if n in train else None for n in ("tokens_seen", "utc"))
-            return Clock(train["step"].values, *readings)
+        """The run's own clocks where the dataset's rows are a store's, else those of its steps."""
+        from workbench.store.view import View
+
+        ds, view = self._ds, View(self._ds)
+        if view.origin is not None:
+            if not view.is_of_origin():
+                return self._own_clock()
+            if "train" in view.origin.snapshot.groups:
+                return _clock_of(view.origin.snapshot.dataset("train"))
         steps = ds["step"].values
         if "tokens_seen" in ds.variables:
             return Clock(steps, ds["tokens_seen"].values)
@@ -194,9 +210,24 @@ class MoeAccessor:
         counted = "tokens" in ds and len(steps) and from_first
         return Clock(steps, np.cumsum(ds["tokens"].values) if counted else None)
 
+    def _own_clock(self) -> Clock:
+        """That of the dataset's coordinates; SchemaError where it has none."""
+        if not {"tokens_seen", "utc"} & {*self._ds.coords}:
+            raise SchemaError(
+                "the rows of this dataset are not, or cannot be told to be, those of the run that "
+                "it was opened from (it was computed or put together since), and it has no clock "
+                "of its own; take the window of the opened dataset first, give it the coordinates "
+                "tokens_seen or utc, by step, or ask by start= and stop=."
+            )
+        return _clock_of(self._ds[["assignments"]])
+
     def overview(self, points: int = 1000, variables: Sequence[str] | None = None) -> xr.Dataset:
         """The stretch from the dataset's first to its last step in about `points` bins: mean, least
         and greatest of every variable, from what was summarised as the run was written.
+
+        It is given only where the dataset shows just what is stored: an opened dataset, or a part
+        of one, by a stretch of steps and any layers, experts and domains. Values that are in memory
+        are compared with the stored ones, which reads those.
 
         Args:
             points: bins that are wanted.
@@ -207,19 +238,24 @@ class MoeAccessor:
             domains.
 
         Raises:
-            SchemaError: the dataset does not come straight from a store, or holds no step.
+            SchemaError: the dataset, or one of the variables, is not what is stored (it was
+                computed, put together, relabelled, turned round or thinned out); or that cannot be
+                told (it was transposed before it was read, or cut after chunks= were given); or it
+                holds no step.
             RunNotFound: no such variable.
         """
         from workbench.store.overview import overview
+        from workbench.store.view import View
 
-        origin, ds = self._origin, self._ds
-        if origin is None or not ds["step"].size:
+        ds, view = self._ds, View(self._ds)
+        origin = view.origin
+        own = [str(n) for n, v in ds.data_vars.items() if "step" in v.dims]
+        if origin is None or not own or not ds["step"].size:
             raise SchemaError(
                 "an overview is read from a run's store, and this dataset "
                 + ("holds no step." if origin else "was computed, or loaded from elsewhere; ")
                 + ("" if origin else "take the overview of run.router, or of the opened dataset.")
             )
-        own = [str(n) for n, v in ds.data_vars.items() if "step" in v.dims]
         for name in variables or ():
             if name not in own:
                 near = get_close_matches(str(name), own, n=1)
@@ -228,7 +264,8 @@ class MoeAccessor:
                     f"no variable {ascii(name)[:80]} by step in this dataset; it has "
                     f"{', '.join(sorted(own))}{hint}"
                 )
-        steps = np.atleast_1d(ds["step"].values)
+        view.check(variables or own)
+        steps = ds["step"].values
         seen = overview(
             origin.snapshot, origin.group, points=points,
             start=int(steps[0]) - 1, stop=int(steps[-1]), variables=variables or own,
@@ -238,11 +275,11 @@ class MoeAccessor:
         }
         return seen.sel(picked)
 
-    @property
-    def _origin(self) -> Origin | None:
-        from workbench.store.lazy_group import ORIGIN
 
-        return self._ds.encoding.get(ORIGIN)
+def _clock_of(ds: xr.Dataset) -> Clock:
+    """The clock that a dataset's variables by step show."""
+    readings = (ds[n].values if n in ds.variables else None for n in ("tokens_seen", "utc"))
+    return Clock(ds["step"].values, *readings)
 
 
 def _load(counts: xr.DataArray, name: str, meaning: str) -> xr.DataArray:

@@ -30,6 +30,12 @@ from workbench.store.snapshot import Snapshot
 STORE = "store"
 """Name of the store inside a run's folder."""
 
+DECODERS = frozenset({
+    "mask_and_scale", "decode_times", "decode_timedelta", "use_cftime", "concat_characters",
+    "decode_coords",
+})  # fmt: skip
+"""What xarray can ask an engine to decode, or to leave: nothing here is stored in such a way."""
+
 
 def find_store(
     where: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
@@ -157,11 +163,20 @@ class WorkbenchBackend(BackendEntrypoint):
         checkpoint: int | None = None,
         tail: bool = True,
         storage_options: Mapping[str, Any] | None = None,
+        **decoders: Any,
     ) -> xr.Dataset:
         """One group of a run, lazily; see `find_snapshot` for the state that is shown.
 
         Its attributes say the branch, tag or checkpoint that was asked for, the snapshot and k.
+
+        Args:
+            group: its name or its path ("/train"); "/" has attributes only.
+            decoders: xarray's own, such as decode_times; there is nothing to decode.
+
+        Raises:
+            UsageError: an argument that neither this engine nor xarray has.
         """
+        _check_decoders(decoders)
         store = find_store(filename_or_obj, storage_options)
         state: dict[str, Any] = {
             "branch": branch,
@@ -170,7 +185,8 @@ class WorkbenchBackend(BackendEntrypoint):
             "checkpoint": checkpoint,
         }
         found = find_snapshot(store, **state, tail=tail)
-        ds = open_group(found, group or "router", _dropped(drop_variables))
+        name = str(group or "router").strip("/")
+        ds = open_group(found, name, _dropped(drop_variables)) if name else xr.Dataset()
         return ds.assign_attrs(_noted(found, state))
 
     def open_groups_as_dict(  # type: ignore[override]
@@ -184,10 +200,12 @@ class WorkbenchBackend(BackendEntrypoint):
         checkpoint: int | None = None,
         tail: bool = True,
         storage_options: Mapping[str, Any] | None = None,
+        **decoders: Any,
     ) -> dict[str, xr.Dataset]:
         """Every group that holds rows, all of one state, by its path; the root has attributes
         only.
         """
+        _check_decoders(decoders)
         store = find_store(filename_or_obj, storage_options)
         state: dict[str, Any] = {
             "branch": branch,
@@ -220,6 +238,15 @@ class WorkbenchBackend(BackendEntrypoint):
             )
         except (OSError, ValueError):
             return False
+
+
+def _check_decoders(asked: Mapping[str, Any]) -> None:
+    for name in asked:
+        if name not in DECODERS:
+            known = [n for n in WorkbenchBackend.open_dataset_parameters[1:] if n != name]
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}."
+            raise UsageError(f"the engine 'workbench' has no argument {ascii(name)[:80]}{hint}")
 
 
 def _dropped(names: str | Iterable[str] | None) -> frozenset[str]:

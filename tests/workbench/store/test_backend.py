@@ -172,6 +172,33 @@ def test_the_tree_shows_every_group_of_one_state(folder):
     assert set(groups) == {"/", "/router", "/train", "/evaluations"}
 
 
+def test_a_group_opens_by_the_path_that_the_tree_gives_it(folder):
+    for path, shown in xr.open_groups(folder, engine=WorkbenchBackend).items():
+        xr.testing.assert_identical(open_run_at(folder, group=path), shown)
+    with pytest.raises(RunNotFound, match="did you mean 'train'"):
+        open_run_at(folder, group="/trian/")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"decode_cf": False}, {"decode_times": False}, {"mask_and_scale": False},
+        {"decode_timedelta": True}, {"decode_coords": "all"}, {"concat_characters": False},
+    ],
+)  # fmt: skip
+def test_there_is_nothing_to_decode_so_that_any_decoders_will_do(folder, asked):
+    xr.testing.assert_identical(open_run_at(folder, **asked), open_run_at(folder))
+    tree = xr.open_datatree(folder, engine=WorkbenchBackend, **asked)
+    assert set(tree.children) == {"router", "train", "evaluations"}
+
+
+def test_an_argument_that_the_engine_does_not_have_is_named(folder):
+    with pytest.raises(UsageError, match="no argument 'brunch'; did you mean 'branch'"):
+        open_run_at(folder, brunch="arm")
+    with pytest.raises(UsageError, match="no argument 'consolidated'"):
+        xr.open_datatree(folder, engine=WorkbenchBackend, consolidated=False)
+
+
 def test_dask_takes_the_stored_chunks(folder):
     pytest.importorskip("dask")
     stored = find_store(folder).read().root["router/assignments"].chunks
