@@ -15,7 +15,6 @@ that are not committed yet.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,14 +182,7 @@ class RunStore:
             if step >= until_step:
                 return id
         now = self.read(branch)
-        if not now.tail:
-            return now.id
-        waiting = hashlib.blake2b(digest_size=8)
-        for dims in now.tail.values():
-            for rows in dims.values():
-                for values in rows.values():
-                    waiting.update(values.tobytes())
-        return f"{now.id}+{waiting.hexdigest()}"
+        return now.state
 
     def read_tag(self, tag: str) -> Snapshot:
         """The state under a tag, such as the one that `rollback` returned."""
