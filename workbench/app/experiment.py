@@ -211,6 +211,7 @@ class Experiment:
             enter_checkpoint(
                 self.folder.path, path, branch=branch, step=step,
                 tokens_seen=read_state(path).tokens_seen, parent=lineage, about={},
+                history=self._store().checkpoints(branch),
             )  # fmt: skip
 
     def _weights(self, branch: str, step: int) -> Path:
