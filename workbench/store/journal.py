@@ -108,7 +108,7 @@ class Journal:
         files = self.folder.glob(f"{self.branch}.*.log") if self.folder.is_dir() else ()
         self._old = [file for file in files if file != self.file]
         held = [found for file in self._old if (found := _read_kept(file)[0])]
-        held.sort(key=lambda entries: int(entries[0][1]["step"][0]))
+        held.sort(key=_first_step)
         return [entry for entries in held for entry in entries]
 
     def add(self, group: str, rows: Mapping[str, np.ndarray]) -> None:
@@ -191,6 +191,11 @@ class Journal:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _first_step(entries: list[Entry]) -> int:
+    labels = [rows[dim] for _, rows in entries for dim in ("step", "sample") if dim in rows]
+    return min((int(steps[0]) for steps in labels if len(steps)), default=0)
 
 
 def _read_kept(file: Path) -> tuple[list[Entry], int]:

@@ -81,6 +81,31 @@ def test_a_commit_that_a_power_cut_undoes_is_made_again_from_both_journals(
     assert check_steps(small_store.read("main")) == 6
 
 
+def test_rows_that_have_samples_and_no_steps_are_taken_in_again(small_store, monkeypatch):
+    import workbench.store.location as place
+
+    def pairs(step):
+        return {
+            "sample": np.array([step]),
+            "coactivation": np.full((1, 2, 4, 4), step),
+            "entropy_histogram": np.full((1, 2, 32), step),
+        }
+
+    w = small_store.writer("main")
+    w.append("router", pairs(1))
+    w.sync()
+    before = w.snapshot_id
+    with monkeypatch.context() as broken:
+        broken.setattr(place, "sync_tree", lambda folder: None)
+        w.commit("one")
+    w.append("router", pairs(2))
+    w.sync()
+    crash(w)
+    small_store.repository.reset_branch("main", before)
+    with small_store.writer("main") as again:
+        assert again.last("router", "sample") == 2
+
+
 @pytest.mark.parametrize("error", [ConnectionError("the answer was lost"), KeyboardInterrupt()])
 def test_a_commit_whose_answer_was_lost_is_found_by_the_next(
     small_store, rows, monkeypatch, check_steps, error
