@@ -101,6 +101,9 @@ class Death:
         if seconds is not None:
             own += [s for s, at in self.recorded.items() if at < self.killed_at - seconds]
         last = max(own, default=0)
+        if last < min(self.recorded, default=last + 1):
+            # Told of what earlier lives had recorded.
+            return 0
         return last if last in self.recorded else min(last, max(self.recorded, default=0))
 
 

@@ -11,6 +11,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.errors import StoreDamaged
 from workbench.store.arrays import CHUNK_BYTES, chunk_shape
 from workbench.store.layout import Layout, ProbeTokens, Task
 from workbench.store.run_store import RunStore
@@ -110,7 +111,7 @@ def test_a_flipped_bit_in_a_chunk_is_an_error_and_not_a_number(tmp_path):
     raw = bytearray(biggest.read_bytes())
     raw[len(raw) // 2] ^= 4
     biggest.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"(?i)checksum"):
+    with pytest.raises(StoreDamaged, match=r"(?i)checksum"):
         RunStore.open(store.path).read("main").dataset("router").assignments.load()
 
 

@@ -162,7 +162,8 @@ def test_the_page_about_it_runs_as_it_is_written(store, place, s3, rows):
     known: dict = {}
     for block in blocks[1:]:
         code = block.replace('s3://bucket/runs/mine"', f's3://{apart}"')
-        code = code.replace('bucket="bucket", prefix="runs/mine"', f"{bucket=}, {prefix=}")
+        code = code.replace('bucket="bucket"', f"{bucket=}")
+        code = code.replace('prefix="runs/mine"', f"{prefix=}")
         here = f"endpoint_url={s3.url!r}, allow_http=True, force_path_style=True"
         exec(code.replace("from_env=True", f"from_env=True, {here}"), known)
         if "store" in known and not known["store"].read("main").groups:
