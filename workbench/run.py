@@ -99,7 +99,7 @@ class Run:
     def refresh(self) -> Run:
         """See what was committed since the run was opened; returns the run. Datasets taken before
         keep their moment."""
-        for name in ("attrs", *SCHEMA, "checkpoints", "clock", "_fork"):
+        for name in ("attrs", *SCHEMA, "checkpoints", "clock", "_end", "_fork"):
             self.__dict__.pop(name, None)
         self.store = self.store or self._find_store()
         self._snapshot = self._look()
@@ -319,6 +319,26 @@ class Run:
             np.array([r.tokens_seen for r in saved], np.int64),
             np.array([r.utc for r in saved], np.float64),
         )
+
+    @cached_property
+    def _end(self) -> tuple[int, int]:
+        """Steps on the clock, and the last of them; of a long record without reading it whole."""
+        if self._snapshot is not None:
+            for group in ("train", "router"):
+                count, last = self._snapshot.end(group, "step")
+                if last is not None:
+                    return count, last
+        return len(self.clock), int(self.clock.step[-1]) if len(self.clock) else 0
+
+    @property
+    def step_count(self) -> int:
+        """How many steps its clock knows."""
+        return self._end[0]
+
+    @property
+    def last_step(self) -> int:
+        """The last step that its clock knows; 0 where there is none."""
+        return self._end[1]
 
     def window(
         self,

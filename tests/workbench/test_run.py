@@ -405,3 +405,10 @@ def test_a_router_record_with_gaps_keeps_the_clock_of_the_steps_that_it_has(tmp_
     assert week.train.sizes["step"] == 20
     assert week.router.step.values.tolist() == [24, 28, 32, 36, 40]
     assert "steps 1 to 40" in repr(run)
+
+
+def test_the_end_of_a_run_is_that_of_its_clock(demo):
+    run = wb.open_run(demo)
+    for arm in run.branches:
+        seen = run.arm(arm)
+        assert (seen.step_count, seen.last_step) == (len(seen.clock), int(seen.clock.step[-1]))

@@ -69,7 +69,7 @@ class Study:
         for arm in every.values():
             if arm.parent is not None and arm.fork_step is not None:
                 forks[arm.parent] = max(forks.get(arm.parent, 0), arm.fork_step)
-        ends = {name: _last_step(arm) for name, arm in every.items()}
+        ends = {name: arm.last_step for name, arm in every.items()}
         own = {n: a for n, a in every.items() if n not in forks or ends[n] > forks[n]}
         own = own or every
         first = next((name for name in BASELINES if name in own), next(iter(own)))
@@ -113,7 +113,7 @@ class Study:
         if self.fork_step is not None:
             return self.fork_step, "what came after the fork"
         line = self.arms[self.baseline]
-        last = _last_step(line)
+        last = line.last_step
         phases = line.phases
         # A run that is still in an earlier phase has no last phase yet.
         if len(phases) > 1 and 0 < (start := int(phases[-1].get("start", 0)) - 1) < last:
@@ -126,7 +126,7 @@ class Study:
 
     def final(self, arm: str) -> Window | None:
         """The final stretch of an arm; None where it has no step after its start."""
-        if _last_step(self.arms[arm]) <= self.final_start:
+        if self.arms[arm].last_step <= self.final_start:
             return None
         return self.arms[arm].window(start=self.final_start)
 
@@ -234,35 +234,40 @@ class Study:
 
 def is_long(run: Run) -> bool:
     """Whether the figures of every step are drawn from overviews of the run."""
-    return len(run.clock) > LONG
+    return run.step_count > LONG
 
 
 def _load(run: Run) -> xr.DataArray:
-    return probes.expert_load(run, points=LONG_POINTS if is_long(run) else None)
+    if not is_long(run):
+        return probes.expert_load(run)
+    load = probes.expert_load(run, points=LONG_POINTS)
+    # The clocks come from an overview too: whole, they are as long as the run.
+    bins = by_step(run.overview("train", points=LONG_POINTS))
+    clocks = [name for name in ("tokens_seen", "utc") if name in bins]
+    if not np.array_equal(bins["step"], load["step"]):
+        return load
+    return load.assign_coords({name: ("step", bins[name].values) for name in clocks})
 
 
 def _curves(run: Run) -> xr.Dataset:
     return by_step(run.overview("train", points=LONG_POINTS)) if is_long(run) else run.train
 
 
-def _last_step(run: Run) -> int:
-    steps = run.clock.step
-    return int(steps[-1]) if len(steps) else 0
-
-
 def _with_clocks(value: Measured, arm: Run) -> Measured:
     """`value` with tokens and UTC beside its steps, where the run kept them, for any x axis."""
-    clock = arm.clock
     dim = next((d for d in ("step", "checkpoint") if d in value.dims and d in value.coords), None)
-    if dim is None or not len(clock):
+    has = set(value.coords) | (set(value.data_vars) if isinstance(value, xr.Dataset) else set())
+    if dim is None or {"tokens_seen", "utc"} <= has:
+        return value
+    clock = arm.clock
+    if not len(clock):
         return value
     steps = value[dim].values
     # Step 0 is before the first recorded one: no token seen, and the time of the first.
     begun = np.concatenate([[0], clock.step])
     readings = {"tokens_seen": (clock.tokens, 0), "utc": (clock.utc, None)}
     for name, (reading, at_start) in readings.items():
-        there = name in value.coords or (isinstance(value, xr.Dataset) and name in value)
-        if reading is None or there:
+        if reading is None or name in has:
             continue
         whole = np.concatenate([[reading[0] if at_start is None else at_start], reading])
         value = value.assign_coords({name: (dim, np.interp(steps, begun, whole))})

@@ -129,6 +129,16 @@ class Snapshot:
             )
         return np.concatenate([stored, self.tail.get(group, {}).get(dim, {}).get(dim, stored[:0])])
 
+    def end(self, group: str, dim: str) -> tuple[int, int | None]:
+        """How many labels a growing dim has, and the last one; read without the others."""
+        with damage_told(f"{group}/{dim}"):
+            array = self.root.get(f"{group}/{dim}")
+            stored = array.shape[0] if isinstance(array, zarr.Array) else 0
+            tail = self.tail.get(group, {}).get(dim, {}).get(dim, np.empty(0, np.int64))
+            if len(tail):
+                return stored + len(tail), int(tail[-1])
+            return stored, int(np.asarray(array[-1:])[0]) if stored else None  # type: ignore[index]
+
     def dataset(self, group: str) -> xr.Dataset:
         """`group` as a lazy dataset, its tail included; RunNotFound where nothing was recorded in
         it, StoreDamaged, here or when values are read, where its bytes are not what was written.

@@ -246,3 +246,17 @@ def test_slow_quantities_and_rows_are_joined_along_their_own_dims(small_store, r
     assert tail["router"]["step"]["step"].tolist() == [1, 2, 3, 4]
     assert tail["router"]["sample"]["sample"].tolist() == [1, 3]
     assert tail["router"]["sample"]["coactivation"].shape == (2, 2, 4, 4)
+
+
+def test_the_end_of_a_run_is_known_without_reading_its_steps(small_store, rows):
+    store, dims = small_store, ("train", "step")
+    assert store.read("main").end(*dims) == (0, None)
+    with store.writer("main") as w:
+        append(w, rows, 1, 3)
+        w.seal()
+        assert store.read("main").end(*dims) == (3, 3)
+        w.commit("three")
+        assert store.read("main").end(*dims) == (3, 3)
+        append(w, rows, 4, 9)
+        w.seal()
+        assert store.read("main").end(*dims) == (9, 9)
