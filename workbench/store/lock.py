@@ -35,6 +35,8 @@ from workbench.errors import StoreBusy, UsageError
 
 WAIT_SECONDS = 60
 """How long a lock that is waited for is waited for."""
+SIGNED_WITHIN = 20
+"""Hundredths of a second after which a lock without a signature is taken for one that has none."""
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
@@ -113,23 +115,20 @@ class FileLock:
         # A holder that was stopped must not stop those who wait for it.
         until = time.monotonic() + (WAIT_SECONDS if wait else 0)
         pause = 0.001
-        while True:
-            try:
-                return self._try_lock(fd)
-            except StoreBusy:
-                if time.monotonic() >= until:
-                    raise
+        while not self._try_lock(fd):
+            if time.monotonic() >= until:
+                raise StoreBusy(
+                    f"{self.what} is being written by {_holder(fd)}; one writer at a time. "
+                    f"Wait until it is done or end it, then try again."
+                )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
 
-    def _try_lock(self, fd: int) -> None:
+    def _try_lock(self, fd: int) -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreBusy(
-                f"{self.what} is being written by {_holder(fd)}; one writer at a time. "
-                f"Wait until it is done or end it, then try again."
-            ) from None
+            return False
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
@@ -138,6 +137,7 @@ class FileLock:
                 f"writers could not be kept apart; keep the run on another, or mount this one "
                 f"with locks (NFS: without nolock; Lustre: -o flock)."
             ) from error
+        return True
 
     def check(self) -> None:
         """StoreBusy where the lock is not held any more: closed, or its file was taken away."""
@@ -209,7 +209,12 @@ def _sign(fd: int) -> None:
 
 
 def _holder(fd: int) -> str:
-    try:
-        return read_holder(os.pread(fd, 4096, 0))
-    except OSError:
-        return read_holder(b"")
+    """Who signed the lock; one that has just been taken is signed a moment later."""
+    text = b""
+    for _ in range(SIGNED_WITHIN):
+        with contextlib.suppress(OSError):
+            text = os.pread(fd, 4096, 0)
+        if text:
+            break
+        time.sleep(0.01)
+    return read_holder(text)
