@@ -68,7 +68,7 @@ class CheckpointRecord:
     """When it was saved: seconds since 1970, UTC."""
 
     format: str
-    """How it lies on disk: a name of formats.py."""
+    """How it lies on disk: a name of formats/."""
 
     uri: str
     """Where it lies: relative to the run's folder where it lies inside it, else a path or URL."""

@@ -10,7 +10,8 @@ wrong shape, a second probe reading of one checkpoint) is left out, and the rest
 is told in warnings on the training's thread: made an error there, a warning must not kill this one.
 
 The thread looks into the ring a few times a second and takes what has gathered, so that the
-training thread neither wakes it at every step nor waits for its turn with the interpreter.
+training thread neither wakes it at every step nor waits for its turn with the interpreter. What it
+has taken goes into the store's journal at once, and into its chunks when they are full.
 """
 
 from __future__ import annotations

@@ -274,6 +274,20 @@ class Found(NamedTuple):
     """What stands behind it: what a kill cut short."""
 
 
+def is_cut_short(rest: bytes) -> bool:
+    """Whether the bytes behind the last whole frame are the beginning of one, as a kill leaves it;
+    otherwise they are damaged.
+    """
+    if len(rest) < _FRAME.size:
+        return _MAGIC.startswith(rest[: len(_MAGIC)])
+    magic, length, crc = _FRAME.unpack_from(rest)
+    if magic != _MAGIC or _MAGIC in rest[len(_MAGIC) :]:
+        return False
+    payload = rest[_FRAME.size :]
+    # A whole frame whose length alone is damaged is not cut short.
+    return len(payload) < length and zlib.crc32(payload) != crc
+
+
 def read_journal(file: Path) -> Found:
     """What the journal in `file` holds.
 

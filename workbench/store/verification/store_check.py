@@ -16,7 +16,6 @@ Deep        Shares nothing, reads the last chunks as each checkpoint's tag holds
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,7 +255,7 @@ class _Verification:
             return {}
 
     def _journals(self, branch: str | None) -> None:
-        from workbench.store.journal import read_journal
+        from workbench.store.journal import is_cut_short, read_journal
 
         folder = self.store.location.journal_folder
         for file in sorted(folder.glob("*.log")) if folder.is_dir() else ():
@@ -272,32 +271,16 @@ class _Verification:
                 continue
             self.report.count("journals")
             self.report.count("journal rows", len(found.entries))
+            where = None
             if found.lost:
+                where = f"{found.lost} bytes between whole frames that are none"
+            elif found.rest and not is_cut_short(found.rest):
+                where = f"{len(found.rest)} bytes at its end that are no whole frame"
+            if where:
                 fault = Fault(
-                    kind="journal", branch=name, files=(f"journal/{file.name}",),
-                    found=f"{found.lost} bytes between whole frames that are none",
+                    kind="journal", branch=name, files=(f"journal/{file.name}",), found=where,
                     expected="frames to its end, or one that a kill cut short",
-                    remedy="the rows before and behind are read; those between are lost: go on "
+                    remedy="the rows of whole frames are read, those of others are lost: go on "
                     "from the last checkpoint if they matter",
                 )  # fmt: skip
                 self.report.add([fault])
-            elif found.rest and not _cut_short(found.rest):
-                fault = Fault(
-                    kind="journal", branch=name, files=(f"journal/{file.name}",),
-                    found=f"{len(found.rest)} bytes at its end that are no whole frame",
-                    expected="frames to its end, or one that a kill cut short",
-                    remedy="the rows before are read; those behind are lost: go on from the last "
-                    "checkpoint if they matter",
-                )  # fmt: skip
-                self.report.add([fault])
-
-
-def _cut_short(rest: bytes) -> bool:
-    """Whether bytes at the end of a journal are the beginning of one frame, as a kill leaves it."""
-    if len(rest) < 16:
-        return b"WBJ1".startswith(rest[:4])
-    if rest[:4] != b"WBJ1" or b"WBJ1" in rest[4:]:
-        return False
-    length, checksum = int.from_bytes(rest[4:12], "little"), int.from_bytes(rest[12:16], "little")
-    # A whole frame whose length alone is damaged is not cut short.
-    return len(rest) < 16 + length and zlib.crc32(rest[16:]) != checksum
