@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.data.tokenizer import DOCUMENT, PADDING
 from model.data.world import Item
-from model.lm import MoELM
 
 
 @dataclass(frozen=True)
@@ -95,24 +94,35 @@ def encode_items(items: Mapping[str, Sequence[Item]], tokenizer: Tokenizer) -> I
     )  # fmt: skip
 
 
+def score(model: nn.Module, batch: ItemBatch, rows_at_once: int = 256) -> Scores:
+    """Scores every item; the model's mode and its hooks are left as they were.
+
+    Args:
+        model: tokens (batch, pos) to logits, or to an object that has `.logits`.
+    """
+    return scores_of(batch, choice_logprobs(model, batch, rows_at_once))
+
+
 @torch.no_grad()
-def score(model: MoELM, batch: ItemBatch, rows_at_once: int = 256) -> Scores:
-    """Scores every item; the model's mode and its hooks are left as they were."""
+def choice_logprobs(model: nn.Module, batch: ItemBatch, rows_at_once: int = 256) -> np.ndarray:
+    """Log-probability of every choice of every item, (choice,), nats; which item and whether it is
+    the right one stand in the batch.
+    """
     was_training = model.training
     model.eval()
     try:
-        return _by_item(batch, _of_choices(model, batch, rows_at_once))
+        return _of_choices(model, batch, rows_at_once)
     finally:
         model.train(was_training)
 
 
-def _of_choices(model: MoELM, batch: ItemBatch, rows_at_once: int) -> np.ndarray:
-    """Log-probability of every choice, (choice,), nats."""
+def _of_choices(model: nn.Module, batch: ItemBatch, rows_at_once: int) -> np.ndarray:
     device = next(model.parameters()).device
     found = np.zeros(len(batch.continuation))
     for first in range(0, len(batch.sequences), rows_at_once):
         rows = batch.sequences[first : first + rows_at_once].to(device)
-        logprobs = model(rows).float().log_softmax(-1).cpu()
+        output = model(rows)
+        logprobs = getattr(output, "logits", output).float().log_softmax(-1).cpu()
         here = (batch.sequence_of >= first) & (batch.sequence_of < first + rows_at_once)
         for c in np.flatnonzero(here):
             tokens, row = batch.continuation[c], batch.sequence_of[c] - first
@@ -121,7 +131,8 @@ def _of_choices(model: MoELM, batch: ItemBatch, rows_at_once: int) -> np.ndarray
     return found
 
 
-def _by_item(batch: ItemBatch, of_choice: np.ndarray) -> Scores:
+def scores_of(batch: ItemBatch, of_choice: np.ndarray) -> Scores:
+    """The scores that follow from every choice's log-probability (choice,)."""
     items = len(batch.tasks) * batch.items_per_task
     best = np.full(items, -np.inf)
     np.maximum.at(best, batch.item_of[~batch.is_right], of_choice[~batch.is_right])

@@ -163,7 +163,7 @@ class Results:
         The branch is written anew without them: results have no history that anybody goes back to.
         """
         if probe is not None:
-            _check_name(probe)
+            check_name(probe)
         with self.store.commit_lock() as turn:
             turn.acquire(wait=True)
             before = self.list()
@@ -295,7 +295,8 @@ def _read_json(text: object) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
-def _check_name(probe: object) -> str:
+def check_name(probe: object) -> str:
+    """The name, where a result can be kept under it; UsageError where not."""
     if not isinstance(probe, str) or not _NAME.fullmatch(probe):
         raise UsageError(
             f"probe {ascii(probe)[:60]}: a name is 1 to 64 of a-z, 0-9, '_' and '-', beginning "
@@ -309,7 +310,7 @@ def _named(
 ) -> dict[str, Any]:
     """What makes the key, as it is written beside the result."""
     return {
-        "probe": _check_name(probe),
+        "probe": check_name(probe),
         "version": str(version),
         "params": _as_json("params", params),
         "inputs": _as_json("inputs", inputs),

@@ -1,0 +1,166 @@
+"""Exam: what every checkpoint of a run is asked, the same each time.
+
+Needs   a run of ours; or fixed tokens, tasks and a way to build the model, for any other.
+Yields  Exam: tokens (row, pos) with a domain a row, tasks with items and chance levels, `build`.
+
+The tokens are the run's fixed probe set, read from its record, so that what a probe computes can be
+held against what was recorded. The items are those of the run's own evaluations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import RunNotFound, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model.evaluation import ItemBatch
+    from workbench.checkpoints import Checkpoint
+
+Build = Callable[["Checkpoint"], "nn.Module"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Exam:
+    """What a checkpoint is asked.
+
+    Example:
+        >>> exam = Exam(tokens=np.zeros((2, 8), int), domains=("code", "prose"))
+        >>> exam.labels["domain"].values[[0, -1]].tolist()
+        ['code', 'prose']
+    """
+
+    tokens: np.ndarray
+    """(row, pos), int64: the fixed tokens."""
+
+    domains: tuple[str, ...]
+    """Domain of each row."""
+
+    items: ItemBatch | None = None
+    """The tasks' items as token sequences (model/evaluation.py encodes them); None: no tasks."""
+
+    chance: Mapping[str, float] = field(default_factory=dict)
+    """Accuracy of guessing, by task."""
+
+    build: Build | None = None
+    """Makes the model of a checkpoint, its weights in it; None: by the checkpoint's own format."""
+
+    def __post_init__(self) -> None:
+        tokens = np.asarray(self.tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] < 2:
+            raise UsageError(
+                f"exam tokens: found {tokens.dtype} of shape {tokens.shape}, expected integers "
+                f"(row, pos) with 2 positions or more."
+            )
+        if len(self.domains) != len(tokens):
+            raise UsageError(
+                f"exam domains: found {len(self.domains)} for {len(tokens)} rows, expected one a "
+                f"row."
+            )
+        object.__setattr__(self, "tokens", tokens.astype(np.int64, copy=False))
+
+    @classmethod
+    def of(cls, run: Any) -> Exam:
+        """The exam of a run of ours, of a window, of checkpoints or of one checkpoint of it.
+
+        Raises:
+            RunNotFound: the run keeps no fixed tokens, or no plan that would give its tasks.
+        """
+        from workbench.run import Run
+
+        run = getattr(run, "run", run)
+        if not isinstance(run, Run):
+            path = getattr(run, "run_path", None)
+            if path is None:
+                raise UsageError(
+                    f"found a {type(run).__name__}, expected a run, a window or checkpoints; or "
+                    f"make an Exam of your own tokens: Exam(tokens=..., domains=...)."
+                )
+            run = Run(Path(path))
+        activations = run.activations
+        tokens = activations["token_id"].values.astype(np.int64)
+        domains = activations["domain"].values.astype(str)
+        length = _row_length(run, domains)
+        rows = tokens.reshape(-1, length)
+        items, chance = _tasks(run)
+        return cls(
+            tokens=rows, domains=tuple(map(str, domains[::length])), items=items, chance=chance
+        )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return self.items.tasks if self.items is not None else ()
+
+    @cached_property
+    def labels(self) -> xr.Dataset:
+        """What is known of every fixed token, row by row (token): token_id, next_id (-1 at the end
+        of a row), row, position, domain.
+        """
+        rows, length = self.tokens.shape
+        following = np.full((rows, length), -1)
+        following[:, :-1] = self.tokens[:, 1:]
+        columns = {
+            "token_id": self.tokens.ravel(),
+            "next_id": following.ravel(),
+            "row": np.repeat(np.arange(rows), length),
+            "position": np.tile(np.arange(length), rows),
+            "domain": np.repeat(np.array(self.domains, dtype=str), length),
+        }
+        return xr.Dataset({name: ("token", column) for name, column in columns.items()})
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when anything that is asked does."""
+        hashed = hashlib.sha256(np.ascontiguousarray(self.tokens).tobytes())
+        hashed.update(json.dumps([list(self.tokens.shape), list(self.domains)]).encode())
+        if self.items is not None:
+            batch = self.items
+            hashed.update(batch.sequences.numpy().tobytes())
+            plain = [
+                list(batch.tasks), batch.continuation, batch.start.tolist(),
+                batch.item_of.tolist(), batch.is_right.tolist(),
+            ]  # fmt: skip
+            hashed.update(json.dumps(plain).encode())
+        return hashed.hexdigest()[:32]
+
+
+def _row_length(run: Any, domains: np.ndarray) -> int:
+    """Positions of a row of the probe set: the plan's, or the longest that fits every domain."""
+    plan = run.attrs.get("config")
+    if isinstance(plan, dict) and isinstance(plan.get("row_tokens"), int):
+        length = plan["row_tokens"]
+        if len(domains) % length == 0:
+            return int(length)
+    raise RunNotFound(
+        f"the run {run.path} does not say how its fixed tokens fall into rows; make the exam "
+        f"yourself: Exam(tokens=rows, domains=names, items=..., build=...)."
+    )
+
+
+def _tasks(run: Any) -> tuple[ItemBatch | None, dict[str, float]]:
+    """The items that the run's own evaluations put to its checkpoints."""
+    from model.data.tokenizer import load_tokenizer
+    from model.data.world import TASKS, World
+    from model.evaluation import encode_items
+    from model.training.plan import TrainingPlan
+    from workbench.capture.run_folder import RunFolder
+
+    if "config" not in run.attrs:
+        return None, {}
+    plan = TrainingPlan.from_dict(run.attrs["config"])
+    world = World(plan.seed)
+    tokenizer = load_tokenizer(RunFolder(run.path).tokenizer, plan.model.d_vocab)
+    items = {task: world.items(task, plan.items_per_task) for task in TASKS}
+    return encode_items(items, tokenizer), {t.name: t.chance for t in TASKS.values()}
