@@ -95,7 +95,7 @@ def probe(
         >>> find("router-norm").reads
         'checkpoint'
     """
-    from workbench.store.results import check_name
+    from workbench.store.result_key import check_name
 
     check_name(name)
     if reads not in ("record", "checkpoint", "pair"):

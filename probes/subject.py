@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -219,13 +219,13 @@ class _Routing:
         return [
             handle
             for seen, router in zip(self.seen, self.routers, strict=True)
-            for handle in router.attach(lambda r, s=seen, w=router: s.append(self._of(r, w)))
+            for handle in router.attach(partial(self._see, seen, router))
         ]
 
-    def _of(self, reading: Reading, router: RouterSite) -> Tensor:
-        if self.name == "expert_ids":
-            return reading.ids_TK.long().cpu()
-        return probabilities(reading.logits_TE, router.scores).cpu()
+    def _see(self, seen: list[Tensor], router: RouterSite, reading: Reading) -> None:
+        ids = self.name == "expert_ids"
+        shown = reading.ids_TK.long() if ids else probabilities(reading.logits_TE, router.scores)
+        seen.append(shown.cpu())
 
     def after(self, tokens_BP: Tensor, logits: Tensor) -> None: ...
 
@@ -266,11 +266,7 @@ class _Modules:
 
     def attach(self) -> list[Any]:
         return [
-            module.register_forward_hook(
-                lambda _m, _i, out, s=seen: s.append(
-                    (out[0] if isinstance(out, tuple) else out).detach().float().cpu()
-                )
-            )
+            module.register_forward_hook(partial(_see_output, seen))
             for module, seen in zip(self.modules, self.seen, strict=True)
         ]
 
@@ -283,6 +279,11 @@ class _Modules:
     def take(self) -> Tensor:
         whole = [torch.cat(seen) for seen in self.seen]
         return torch.stack(whole) if self.stacked else whole[0]
+
+
+def _see_output(seen: list[Tensor], module: nn.Module, inputs: Any, output: Any) -> None:
+    shown = output[0] if isinstance(output, tuple) else output
+    seen.append(shown.detach().float().cpu())
 
 
 def _collector(subject: Subject, name: str) -> Any:

@@ -15,10 +15,8 @@ Once      Computing takes no lock. Storing takes the store's commit lock for as 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +26,17 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from workbench.errors import SchemaError, UsageError
+from workbench.errors import SchemaError
 from workbench.provenance import provenance
+from workbench.store.result_key import HOME, NAMED, Asked, check_name, digest
 from workbench.store.run_store import RunStore
 
 BRANCH = "_results"
 ASIDE = "_results-new"
 """Where what stays is written while something is dropped."""
-HOME = "probes"
-NAMED = ("probe", "version", "params", "inputs")
-"""Attributes that make the key, in this order; the last two as JSON text, which every format of
-files can hold."""
 Paths = list[str]
+Kept = list[xr.Dataset | None]
 """Named, because `Results.list` hides the built-in inside the class."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -114,23 +109,27 @@ class Results:
             UsageError: the name, inputs or params cannot be a key.
             SchemaError: what `compute` returned cannot be stored.
         """
-        named = _named(probe, version, params or {}, inputs)
-        found = self._open(_path(named))
+        asked = Asked(probe, version, inputs, params or {})
+        found = self._open(asked.path)
         if found is not None:
             return found
-        computed = compute()
-        if not isinstance(computed, xr.Dataset):
-            raise SchemaError(
-                f"probe {probe!r} computed a {type(computed).__name__}, expected an xr.Dataset; "
-                f"name the array: array.to_dataset(name=...)."
-            )
-        # Whatever is lazy is read here, where nobody waits for the lock.
-        whole = _storable(computed.load(), probe)
-        note = named | {"provenance": json.dumps(provenance(), sort_keys=True)}
-        self._keep(_path(named), whole.assign_attrs(note))
-        kept = self._open(_path(named))
+        self._keep({asked.path: _noted(asked.named(), compute())})
+        kept = self._open(asked.path)
         assert kept is not None
         return kept
+
+    def keep(self, computed: Iterable[tuple[Asked, xr.Dataset]]) -> None:
+        """Keep many results in one commit; those that are kept already stay as they are.
+
+        Raises:
+            UsageError, SchemaError: as `fetch`; then none of them is kept.
+        """
+        self._keep({a.path: _noted(a.named(), ds) for a, ds in computed})
+
+    def kept(self, asked: Iterable[Asked]) -> Kept:
+        """The result of each, lazy; None where there is none. Looks the branch up once."""
+        root = self._root()
+        return [self._open(a.path, root) for a in asked]
 
     def get(
         self,
@@ -141,7 +140,7 @@ class Results:
         params: Mapping[str, Any] | None = None,
     ) -> xr.Dataset | None:
         """The result that is kept for these inputs, lazy; None where there is none."""
-        return self._open(_path(_named(probe, version, params or {}, inputs)))
+        return self._open(Asked(probe, version, inputs, params or {}).path)
 
     def list(self, probe: str | None = None) -> list[Stored]:
         """Every result that is kept, or those of one probe, by name and time."""
@@ -188,8 +187,8 @@ class Results:
         except FileNotFoundError:
             return None
 
-    def _open(self, path: str) -> xr.Dataset | None:
-        root = self._root()
+    def _open(self, path: str, root: zarr.Group | None = None) -> xr.Dataset | None:
+        root = root or self._root()
         if root is None or path not in root:
             return None
         ds = xr.open_dataset(
@@ -204,27 +203,31 @@ class Results:
             {n: v for n, v in text.items() if n in ds.coords}
         )
 
-    def _keep(self, path: str, ds: xr.Dataset) -> None:
+    def _keep(self, computed: Mapping[str, xr.Dataset]) -> None:
+        """Commits what is not there yet, by path."""
         repository = self.store.repository
         with self.store.commit_lock() as turn:
             turn.acquire(wait=True)
-            if self._open(path) is not None:
+            root = self._root()
+            new = {path: ds for path, ds in computed.items() if root is None or path not in root}
+            if not new:
                 return
             if BRANCH not in repository.list_branches():
                 repository.create_branch(BRANCH, _beginning(repository))
             session = repository.writable_session(BRANCH)
             zarr.open_group(session.store, mode="a", zarr_format=3)
-            try:
-                ds.to_zarr(
-                    session.store, group=path, mode="w-", zarr_format=3, consolidated=False,
-                    encoding={name: _encoding(v) for name, v in ds.variables.items()},
-                )  # fmt: skip
-            except (TypeError, ValueError, NotImplementedError) as error:
-                raise SchemaError(
-                    f"the result of {ds.attrs['probe']!r} cannot be stored: {error}. Return plain "
-                    f"numbers and text, and attributes of plain data."
-                ) from error
-            self._commit(session, path)
+            for path, ds in new.items():
+                try:
+                    ds.to_zarr(
+                        session.store, group=path, mode="w-", zarr_format=3, consolidated=False,
+                        encoding={name: _encoding(v) for name, v in ds.variables.items()},
+                    )  # fmt: skip
+                except (TypeError, ValueError, NotImplementedError) as error:
+                    raise SchemaError(
+                        f"the result of {ds.attrs['probe']!r} cannot be stored: {error}. Return "
+                        f"plain numbers and text, and attributes of plain data."
+                    ) from error
+            self._commit(session, next(iter(new)) if len(new) == 1 else f"{len(new)} results")
 
     def _write_anew(self, paths: Paths) -> None:
         """Let the branch hold these results and no history. Cut short, it holds what it held."""
@@ -268,10 +271,22 @@ def result_faults(root: zarr.Group) -> list[tuple[str, str, str]]:
     for name, below in home.groups() if isinstance(home, zarr.Group) else ():
         for key, group in below.groups():
             said = {n: group.attrs.get(n) for n in NAMED}
-            if said["probe"] != name or _digest(said) != key:
-                found = f"attributes with the key {_digest(said)}"
+            if said["probe"] != name or digest(said) != key:
+                found = f"attributes with the key {digest(said)}"
                 faults.append((f"{HOME}/{name}/{key}", found, f"{key}, under which it lies"))
     return faults
+
+
+def _noted(named: Mapping[str, Any], computed: object) -> xr.Dataset:
+    """What was computed, read whole and with what it is filed under, ready to be written."""
+    if not isinstance(computed, xr.Dataset):
+        raise SchemaError(
+            f"probe {named['probe']!r} computed a {type(computed).__name__}, expected an "
+            f"xr.Dataset; name the array: array.to_dataset(name=...)."
+        )
+    # Whatever is lazy is read here, where nobody waits for the lock.
+    whole = _storable(computed.load(), named["probe"])
+    return whole.assign_attrs({**named, "provenance": json.dumps(provenance(), sort_keys=True)})
 
 
 def _stored(probe: str, key: str, group: zarr.Group) -> Stored:
@@ -293,67 +308,6 @@ def _read_json(text: object) -> dict[str, Any]:
     except (ValueError, RecursionError):
         plain = {}
     return plain if isinstance(plain, dict) else {}
-
-
-def check_name(probe: object) -> str:
-    """The name, where a result can be kept under it; UsageError where not."""
-    if not isinstance(probe, str) or not _NAME.fullmatch(probe):
-        raise UsageError(
-            f"probe {ascii(probe)[:60]}: a name is 1 to 64 of a-z, 0-9, '_' and '-', beginning "
-            f"with a letter or digit; for example 'expert-load'."
-        )
-    return probe
-
-
-def _named(
-    probe: str, version: int | str, params: Mapping[str, Any], inputs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What makes the key, as it is written beside the result."""
-    return {
-        "probe": check_name(probe),
-        "version": str(version),
-        "params": _as_json("params", params),
-        "inputs": _as_json("inputs", inputs),
-    }
-
-
-def _as_json(what: str, plain: Mapping[str, Any]) -> str:
-    """Equal text for equal data: keys in order, numbers of numpy as Python's, tuples as lists."""
-    try:
-        text = json.dumps(plain, sort_keys=True, allow_nan=False, default=_plain)
-        if not isinstance(plain, Mapping) or not _keys_are_text(plain):
-            raise TypeError("names must be text")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{what} cannot be a key: {str(error)[:120]}. Give plain data: text, finite numbers, "
-            f"lists, and objects with text for names."
-        ) from None
-    return text
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size <= 1000):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"a {type(value).__name__} is not plain data")
-
-
-def _keys_are_text(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _keys_are_text(v) for key, v in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_keys_are_text, value))
-    return True
-
-
-def _digest(named: Mapping[str, Any]) -> str:
-    text = json.dumps([named[name] for name in NAMED])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _path(named: Mapping[str, Any]) -> str:
-    return f"{HOME}/{named['probe']}/{_digest(named)}"
 
 
 def _storable(ds: xr.Dataset, probe: str) -> xr.Dataset:
