@@ -33,7 +33,32 @@ class Asked:
     inputs: Mapping[str, Any]
     params: Mapping[str, Any]
 
-    def _as_json(what: str, plain: Mapping[str, Any]) -> str:
+    def named(self) -> dict[str, Any]:
+        """The attributes that make the key; UsageError where they cannot."""
+        return {
+            "probe": check_name(self.probe),
+            "version": str(self.version),
+            "params": _as_json("params", self.params),
+            "inputs": _as_json("inputs", self.inputs),
+        }
+
+    @property
+    def path(self) -> str:
+        """Its group in the branch that keeps results."""
+        return f"{HOME}/{self.probe}/{digest(self.named())}"
+
+
+def check_name(probe: object) -> str:
+    """The name, where a result can be kept under it; UsageError where not."""
+    if not isinstance(probe, str) or not _NAME.fullmatch(probe):
+        raise UsageError(
+            f"probe {ascii(probe)[:60]}: a name is 1 to 64 of a-z, 0-9, '_' and '-', beginning "
+            f"with a letter or digit; for example 'expert-load'."
+        )
+    return probe
+
+
+def _as_json(what: str, plain: Mapping[str, Any]) -> str:
     """Equal text for equal data: keys in order, numbers of numpy as Python's, tuples as lists."""
     try:
         text = json.dumps(plain, sort_keys=True, allow_nan=False, default=_plain)
