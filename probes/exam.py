@@ -91,7 +91,7 @@ class Exam:
         activations = run.activations
         tokens = activations["token_id"].values.astype(np.int64)
         domains = activations["domain"].values.astype(str)
-        length = _row_length(run, domains)
+        length = _row_length(run, len(tokens))
         rows = tokens.reshape(-1, length)
         items, chance = _tasks(run)
         return cls(
@@ -136,16 +136,16 @@ class Exam:
         return hashed.hexdigest()[:32]
 
 
-def _row_length(run: Any, domains: np.ndarray) -> int:
-    """Positions of a row of the probe set: the plan's, or the longest that fits every domain."""
-    plan = run.attrs.get("config")
-    if isinstance(plan, dict) and isinstance(plan.get("row_tokens"), int):
-        length = plan["row_tokens"]
-        if len(domains) % length == 0:
-            return int(length)
+def _row_length(run: Any, tokens: int) -> int:
+    """Positions of a row of the fixed tokens: as recorded, or by the plan of a run of ours."""
+    said = run.attrs.get("probe_set"), run.attrs.get("config")
+    for about, name in zip(said, ("positions", "row_tokens"), strict=True):
+        length = about.get(name) if isinstance(about, dict) else None
+        if isinstance(length, int) and length > 1 and tokens % length == 0:
+            return length
     raise RunNotFound(
-        f"the run {run.path} does not say how its fixed tokens fall into rows; make the exam "
-        f"yourself: Exam(tokens=rows, domains=names, items=..., build=...)."
+        f"the run {run.path} does not say how its {tokens} fixed tokens fall into rows; make the "
+        f"exam yourself: Exam(tokens=rows, domains=names, items=..., build=...)."
     )
 
 
@@ -157,9 +157,11 @@ def _tasks(run: Any) -> tuple[ItemBatch | None, dict[str, float]]:
     from model.training.plan import TrainingPlan
     from workbench.capture.run_folder import RunFolder
 
-    if "config" not in run.attrs:
+    config = run.attrs.get("config")
+    if not isinstance(config, dict) or "items_per_task" not in config:
+        # Another trainer's run: its own evaluations cannot be put again from here.
         return None, {}
-    plan = TrainingPlan.from_dict(run.attrs["config"])
+    plan = TrainingPlan.from_dict(config)
     world = World(plan.seed)
     tokenizer = load_tokenizer(RunFolder(run.path).tokenizer, plan.model.d_vocab)
     items = {task: world.items(task, plan.items_per_task) for task in TASKS}

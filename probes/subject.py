@@ -74,6 +74,8 @@ class Subject:
         self.step = step
         self.tokens_seen = tokens_seen
         self.branch = branch
+        self.checkpoint: Checkpoint | None = None
+        """Which checkpoint it was loaded from."""
         self._sites: dict[str, Tensor] = {}
         if wanted := list(dict.fromkeys(sites)):
             self._look(wanted)
@@ -98,10 +100,12 @@ class Subject:
             return checkpoint
         exam = Exam.of(checkpoint) if exam is None else exam
         build = exam.build or build_model
-        return cls(
+        subject = cls(
             build(checkpoint).to(device), exam, step=checkpoint.step,
             tokens_seen=checkpoint.tokens_seen, branch=checkpoint.branch, sites=sites,
         )  # fmt: skip
+        subject.checkpoint = checkpoint
+        return subject
 
     # What one pass showed
 

@@ -102,6 +102,11 @@ class Checkpoints(Sequence[Checkpoint]):
         self._items = tuple(items)
         self._part = part
 
+    @property
+    def run(self) -> Run:
+        """The run that they are of."""
+        return self._run
+
     @overload
     def __getitem__(self, index: int) -> Checkpoint: ...
     @overload

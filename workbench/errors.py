@@ -51,3 +51,7 @@ class StoreBusy(WorkbenchError, RuntimeError):
 
 class StoreDamaged(WorkbenchError, RuntimeError):
     """Stored bytes that cannot be read, or are not what was written."""
+
+
+class ProbeFailed(WorkbenchError, RuntimeError):
+    """A probe, or a checkpoint that it was to look at, failed; the rest was computed and kept."""

@@ -71,6 +71,10 @@ def open_branch(
             f"{folder.path} has steps up to {last} on branch {branch!r}: give "
             f"resume_at=<step of a checkpoint> to go on, another branch, or another folder."
         )
+    if probe is not None:
+        # The record holds its tokens end to end; a row is one text.
+        rows, positions = probe.tokens.shape
+        folder.update(probe_set={"rows": rows, "positions": positions})
     start = _last_tokens_seen(store, branch) if resume_at else 0
     return Opened(store, writer, SeenTokens(start, ranks), set_aside)
 

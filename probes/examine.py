@@ -1,0 +1,151 @@
+"""Examine: probes run by name over a run, a window or checkpoints; what is kept is not done again.
+
+Needs   a source; names of probes (registry.py); for those that look at checkpoints an Exam.
+Yields  `examine`: name -> dataset. Checkpoints are loaded once each, for all probes together
+        (one_pass.py), here or on the workers of a Dask client.
+
+Kept is each result of each checkpoint as soon as it is there, so that a stopped run of probes goes
+on where it stood and a new checkpoint costs one pass; and the whole, so that asking again is one
+read. What was computed from other weights, another exam or by another version is not taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from probes.exam import Exam
+from probes.one_pass import Order
+from probes.registry import find
+from probes.series import Against, Series
+from workbench.checkpoints import Checkpoints
+from workbench.errors import UsageError
+from workbench.run import Run
+from workbench.store.results import Results
+from workbench.window import Window
+
+
+def examine(
+    source: Run | Window | Checkpoints,
+    *names: str,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    against: Against = "final",
+    exam: Exam | None = None,
+    client: Any = None,
+    keep: bool = True,
+    progress: bool = False,
+    device: str = "cpu",
+    skip_broken: bool = False,
+) -> dict[str, xr.Dataset]:
+    """Runs probes by name and returns what each found.
+
+    Args:
+        source: a run, a window of it, or (some of) its checkpoints.
+        names: of probes; `probes.names()` lists them.
+        params: parameters by probe, plain data: {"saturation": {"n_boot": 200}}.
+        against: what pair probes hold each checkpoint against: "final", "first", "previous",
+            "fork" (where the branch forked) or a step.
+        exam: what checkpoints are asked; None takes the run's own.
+        client: of Dask's `distributed`: its workers take the checkpoints, failures are tried again,
+            the numbers are the same.
+        keep: whether results are kept in the run's store and taken from it.
+        progress: whether a bar is shown on stderr.
+        device: where models run: "cpu", "cuda", ...
+        skip_broken: leave out checkpoints that a probe failed at (attribute `left_out`).
+
+    Returns:
+        Name -> dataset. Of checkpoint and pair probes (checkpoint, ...), with tokens_seen.
+
+    Raises:
+        RunNotFound: no such probe, record or checkpoint.
+        UsageError: parameters that the probe does not have, or a source that fits none.
+        ProbeFailed: a probe or a checkpoint failed; whatever else was computed is kept.
+
+    Example:
+        >>> examine(workbench.open_run("runs/demo"), "saturation")          # doctest: +SKIP
+        {'saturation': <xarray.Dataset> ...}
+    """
+    orders = [
+        Order(find(name), dict((params or {}).get(name, {}))) for name in dict.fromkeys(names)
+    ]
+    _check(source, orders, params or {})
+    results = _results(source) if keep else None
+    found: dict[str, xr.Dataset] = {}
+    for order in orders:
+        if order.probe.reads == "record":
+            found[order.probe.name] = _of_record(source, order, results)
+    rest = [order for order in orders if order.probe.reads != "record"]
+    if rest:
+        checkpoints = source if isinstance(source, Checkpoints) else source.checkpoints
+        series = Series.of(
+            _run_of(source), checkpoints, rest, against=against, exam=exam, results=results,
+            device=device,
+        )  # fmt: skip
+        found |= series.carry_out(client, progress, skip_broken)
+    return {name: found[name] for name in dict.fromkeys(names)}
+
+
+def _check(source: Any, orders: Sequence[Order], params: Mapping[str, Any]) -> None:
+    if not isinstance(source, Run | Window | Checkpoints):
+        raise UsageError(
+            f"found a {type(source).__name__}, expected a run, a window or checkpoints: "
+            f"workbench.open_run(path). A probe's function itself takes datasets as well."
+        )
+    if not orders:
+        raise UsageError("no probe was named; probes.names() lists them.")
+    for order in orders:
+        unknown = [name for name in order.params if name not in order.probe.params]
+        if unknown:
+            takes = ", ".join(order.probe.params) or "no parameter"
+            raise UsageError(f"probe {order.probe.name!r} has no {unknown[0]!r}; it takes {takes}.")
+    for name in params:
+        if name not in {order.probe.name for order in orders}:
+            raise UsageError(f"params names {name!r}, a probe that was not asked for.")
+
+
+def _run_of(source: Any) -> Run:
+    run = source if isinstance(source, Run) else source.run
+    assert isinstance(run, Run)
+    return run
+
+
+def _results(source: Any) -> Results | None:
+    run = _run_of(source)
+    return run.results if run.store is not None else None
+
+
+# Probes of the record
+
+
+def _of_record(source: Any, order: Order, results: Results | None) -> xr.Dataset:
+    probe = order.probe
+    if results is None:
+        return probe.function(source, **order.params)
+    asked = _stretch(source)
+    return results.fetch(
+        probe.name, probe.version, asked, lambda: probe.function(source, **order.params),
+        params=order.params,
+    )  # fmt: skip
+
+
+def _stretch(source: Any) -> dict[str, Any]:
+    """What names the part of the record that a source shows, and changes when that does."""
+    run = _run_of(source)
+    assert run.store is not None
+    start, stop = 0, run.last_step
+    inputs: dict[str, Any] = {"branch": run.branch}
+    if isinstance(source, Window):
+        start, stop = source.start, source.stop
+    elif isinstance(source, Checkpoints):
+        inputs["checkpoints"] = source.steps
+        stop = max(source.steps, default=0)
+    # The measures of the last checkpoint are committed with it, whatever the clock's last step.
+    stop = max(stop, max((s for s in run.checkpoints.steps if s <= stop), default=0))
+    whole = not isinstance(source, Window) and not isinstance(source, Checkpoints)
+    # A whole run is what it holds now: evaluations may come after the last step.
+    inputs["record"] = (
+        run.store.read(run.branch).state if whole else run.store.identity(run.branch, stop)
+    )
+    return inputs | {"start": start, "stop": stop}
