@@ -24,6 +24,7 @@ from probes import evenness
 from probes.dead import Silence
 from probes.load import EXACT
 from probes.pool import pool_edges, pooled_blocks
+from probes.registry import probe
 from probes.source import Source, group_of
 from workbench.errors import SchemaError, UsageError
 
@@ -40,6 +41,12 @@ MEANING: dict[str, tuple[str, str, str]] = {
 }
 
 
+@probe(
+    "balance",
+    question="How evenly are each layer's experts used?",
+    reads="record",
+    needs=("router",),
+)
 def balance(
     source: Source, window: int | None = None, dead_window: int | None = None
 ) -> xr.Dataset:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from probes.registry import probe
 from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
 from probes.source import Source, group_of, pick
 from workbench.errors import SchemaError
@@ -45,6 +46,12 @@ WILSON = "95 %, Wilson: other items of the same kind, same checkpoint"
 BOOTSTRAP = "95 %, bootstrap over items (expanded percentile): other items, same checkpoint"
 
 
+@probe(
+    "capability",
+    question="How well does the model do each task?",
+    reads="record",
+    needs=("evaluations",),
+)
 def capability(
     source: Source,
     task: str | Sequence[str] | None = None,

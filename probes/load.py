@@ -15,6 +15,7 @@ from __future__ import annotations
 import xarray as xr
 
 from probes.pool import pooled_blocks
+from probes.registry import probe
 from probes.source import Source, group_of
 from workbench.errors import UsageError
 
@@ -92,3 +93,14 @@ def _described(counts: xr.DataArray, n: int | None, window: int | None) -> xr.Da
     if window is not None:
         load.attrs["window_tokens"] = window
     return load
+
+
+@probe(
+    "load",
+    question="What share of a layer's assignments does each expert get?",
+    reads="record",
+    needs=("router",),
+)
+def load_probe(source: Source, window: int | None = None, points: int | None = None) -> xr.Dataset:
+    """`expert_load` as a dataset of one variable, `load` (step, layer, expert)."""
+    return expert_load(source, window, points=points).to_dataset(name="load")

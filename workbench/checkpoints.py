@@ -124,6 +124,10 @@ class Checkpoints(Sequence[Checkpoint]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def chosen(self, places: Iterable[int]) -> Checkpoints:
+        """Those at these places, in this order of training."""
+        return Checkpoints(self._run, [self._items[i] for i in sorted(set(places))], part=True)
+
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of `step`; CheckpointNotFound that tells the steps near it."""
         for checkpoint in self._items:

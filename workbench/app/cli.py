@@ -22,6 +22,7 @@ from workbench import __version__
 from workbench.app.checkpoint_commands import checkpoints
 from workbench.app.echo import echo
 from workbench.app.export_command import export_command
+from workbench.app.probe_commands import probe_command
 from workbench.app.store_commands import gc, results, verify
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def lab(folder: Path) -> None:
     sys.exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
 
 
-for command in (checkpoints, export_command, gc, results, verify):
+for command in (checkpoints, export_command, gc, probe_command, results, verify):
     commands.add_command(command)
 
 
