@@ -3,7 +3,8 @@
 Needs   router: domain_assignments (step, layer, domain, expert) of the stream; activations:
         expert_ids on the fixed tokens, with a domain a token that the stream knows by that name.
 Yields  change, mix, router, rest (checkpoint, layer, expert), in load, whose sum is exact:
-        change = mix + router + rest; router_low, router_high; mix_share, router_share, rest_share (checkpoint, layer).
+        change = mix + router + rest; router_low, router_high; moved, mix_share, router_share,
+        rest_share (checkpoint, layer); covered (checkpoint).
 
 The stream's load is l = sum_d w_d r_d: domain d is the share w_d of its assignments and sends the
 share r_d of them to the expert. Between a reference and a checkpoint (Kitagawa's decomposition)

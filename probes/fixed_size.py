@@ -5,9 +5,9 @@ Yields  P(i and j both chosen) (layer, expert, expert2) under the choice of k th
         and the greatest entropy.
 
 Choices of k different experts are never quite independent: who takes one has fewer places left.
-With equal loads P(i, j) = k(k-1) / (E(E-1)), below q_i q_j; with k = 1 it is 0. Among all ways to choose
-k with given loads one is the least structured, the conditional Poisson design: the chance of a set
-is the product of weights w of its members, normalised over all sets of k.
+With equal loads P(i, j) = k(k-1) / (E(E-1)), below q_i q_j; with k = 1 it is 0. Among all ways to
+choose k with given loads one is the least structured, the conditional Poisson design: the chance of
+a set is the product of weights w of its members, normalised over all sets of k.
 
 Sums over sets are elementary symmetric polynomials, built factor by factor from both ends, so that
 leaving an expert out needs no division.

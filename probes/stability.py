@@ -182,6 +182,9 @@ class _Routing:
             )
         self.ids = activations["expert_ids"].transpose(*dims)
         self.steps = activations["checkpoint"].values
+        self.clocks = activations.drop_vars(
+            name for name, c in activations.coords.items() if c.dims != ("checkpoint",)
+        ).coords
         self.layers = activations["layer"] if "layer" in activations.coords else None
         self.tokens, self.k = self.ids.sizes["token"], self.ids.sizes["k"]
         if self.tokens < 2:
@@ -253,6 +256,10 @@ def _described(
         {name: (dims, np.stack([row[name] for row in rows])) for name in meanings},
         coords={"checkpoint": ("checkpoint", steps)},
     )
+    # tokens_seen and whatever else says when a checkpoint was: a curve may be drawn over any clock.
+    for name, clock in routing.clocks.items():
+        if name != "checkpoint":
+            result = result.assign_coords({name: clock.sel(checkpoint=steps)})
     if routing.layers is not None:
         result = result.assign_coords(layer=routing.layers)
     for name, meaning in meanings.items():

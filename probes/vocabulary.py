@@ -222,7 +222,7 @@ def _top_share(
     first: NDArray[np.int64], place: NDArray[np.intp], experts: int
 ) -> tuple[Floats, Floats]:
     """(weighted by count, every id alike), (layer,) each: share of an id's occurrences that its
-    most frequent first expert takes. `place` (token,) numbers the ids; -1 is left out, as drops are.
+    most frequent first expert takes. `place` (token,) numbers the ids; -1 is left out, and drops.
     """
     layers, ids = len(first), int(place.max(initial=-1)) + 1
     there = (place >= 0) & (first >= 0)
