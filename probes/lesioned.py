@@ -250,19 +250,16 @@ class _Ours:
         x_BPD = seen.post_BPD[rows_B]
         ids_BPK = seen.ids_BPK[rows_B]
         its_BP = (ids_BPK == expert).any(-1)
-        read_ND = seen.read_BPD[rows_B][its_BP]
+        read_ND, ids_NK = seen.read_BPD[rows_B][its_BP], ids_BPK[its_BP]
         if self.way == "zero":
-            gates_N = seen.gates_BPK[rows_B][ids_BPK == expert]
-            gate, up = (read_ND @ moe.experts.W_gate_in[expert]).chunk(2, dim=-1)
-            h_NF = F.silu(gate) * up * gates_N.to(up.dtype).unsqueeze(1)
-            x_BPD[its_BP] -= h_NF @ moe.experts.W_out[expert]
-            return x_BPD
-        logits_NE = seen.logits_BPE[rows_B][its_BP].clone()
-        logits_NE[:, expert] = float("-inf")
-        probs_NE = logits_NE.softmax(-1)
-        top = probs_NE.topk(ids_BPK.shape[-1], dim=-1)
-        gates_NK = top.values / top.values.sum(-1, keepdim=True)
-        x_BPD[its_BP] = seen.mid_BPD[rows_B][its_BP] + moe.experts(read_ND, top.indices, gates_NK)
+            gates_NK = seen.gates_BPK[rows_B][its_BP].masked_fill(ids_NK == expert, 0)
+        else:
+            logits_NE = seen.logits_BPE[rows_B][its_BP]
+            logits_NE[:, expert] = float("-inf")
+            top = logits_NE.softmax(-1).topk(ids_NK.shape[-1], dim=-1)
+            ids_NK, gates_NK = top.indices, top.values / top.values.sum(-1, keepdim=True)
+        # Made anew: the stream less the expert's output would keep its rounding, and break ties.
+        x_BPD[its_BP] = seen.mid_BPD[rows_B][its_BP] + moe.experts(read_ND, ids_NK, gates_NK)
         return x_BPD
 
 
