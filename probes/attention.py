@@ -105,7 +105,7 @@ def prefix_matching(
         kept = pattern_BHPP[:, :, length:].double() * wanted_PP[length:].to(pattern_BHPP.device)
         scores.append(kept.sum(-1).mean(-1).cpu().numpy())
     of_sequence = np.stack(scores, axis=1)
-    mean, low, high = mean_over_rows(of_sequence, n_boot, seed)
+    mean, low, high = (b.clip(0, 1) for b in mean_over_rows(of_sequence, n_boot, seed))
     result = xr.Dataset(
         {
             "prefix_matching": (("layer", "head"), mean),

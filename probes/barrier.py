@@ -33,7 +33,7 @@ from torch import nn
 from probes.parts import tensors_of
 from probes.registry import probe
 from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
-from probes.rows import OVER_ROWS, following_logprob, text_rows
+from probes.rows import FEW_ROWS, OVER_ROWS, following_logprob, mean_over_rows, text_rows
 from probes.subject import Subject
 from workbench.errors import UsageError
 
@@ -62,7 +62,8 @@ def barrier(
 
     Returns:
         Dataset: loss (share) with bounds; barrier, above_chord with bounds; worst_share, where on
-        the path the excess over the chord is highest. Bounds are NaN for a single row.
+        the path the excess over the chord is highest. Bounds of the two are NaN under 10 rows,
+        too few to find a highest point anew.
 
     Raises:
         UsageError: too few points, or two different architectures.
@@ -86,20 +87,20 @@ def barrier(
         _set_between(model, reference.model, subject.model, float(at))
         losses.append(-following_logprob(subject, texts, model).mean(axis=1))
     loss_SR = np.stack(losses)
+    mean, low, high = mean_over_rows(loss_SR.T, n_boot, seed)
+    result = xr.Dataset(
+        {"loss": ("share", mean), "loss_low": ("share", low), "loss_high": ("share", high)},
+        coords={"share": share},
+    )
     draws = bootstrap_weights(len(texts), n_boot, seed) @ loss_SR.T / len(texts)
-    found = {"loss": (loss_SR.mean(axis=1), draws)}
     for name, measure in (("barrier", _barrier), ("above_chord", _above_chord)):
-        found[name] = (measure(loss_SR.mean(axis=1), share), measure(draws, share))
-    result = xr.Dataset(coords={"share": share})
-    for name, (value, drawn) in found.items():
-        low, high = percentile_interval(drawn, len(texts))
-        if len(texts) < 2:
-            low = high = np.full(np.shape(value), np.nan)
-        dims = ("share",) if name == "loss" else ()
+        value = measure(mean, share)
+        low, high = percentile_interval(measure(draws, share), len(texts))
+        if len(texts) < FEW_ROWS:
+            low = high = np.full((), np.nan)
         bounds = (value, np.minimum(low, value), np.maximum(high, value))
         for end, number in zip(("", "_low", "_high"), bounds, strict=True):
-            result[name + end] = (dims, number)
-    mean = loss_SR.mean(axis=1)
+            result[name + end] = ((), number)
     result["worst_share"] = ((), share[np.argmax(mean - _chord(mean, share))])
     return _described(result, len(texts), points, reference.step)
 

@@ -141,16 +141,23 @@ def loss_trace(
         ) from error
 
     dataset = [{"input_ids": torch.from_numpy(row.copy())} for row in texts]
+    steps = settings["num_draws"] + settings["num_burnin_steps"]
     with _ALONE, _quiet(), tempfile.TemporaryDirectory() as folder:
-        tree = sampling.sample(
-            model=_Sampled(subject.copy()),
-            dataset=dataset,
-            observables={},
-            match_sampling_input_ids_across_chains=False,
-            device=str(next(subject.model.parameters()).device),
-            output_path=Path(folder) / "samples",
-            **settings,
-        )
+        try:
+            tree = sampling.sample(
+                model=_Sampled(subject.copy()),
+                dataset=dataset,
+                observables={},
+                match_sampling_input_ids_across_chains=False,
+                device=str(next(subject.model.parameters()).device),
+                output_path=Path(folder) / "samples",
+                **settings,
+            )
+        except ValueError as error:
+            if "finite" not in str(error).lower():
+                raise
+            # Already at the checkpoint: there is nothing around it to sample.
+            return float("nan"), np.full((settings["num_chains"], steps), np.nan)
         found = tree.dataset[["init_loss", "sampling_loss_micro"]].load()
         tree.close()
     # Not skipping NaN: a chain that failed would pass for a short one.

@@ -81,7 +81,9 @@ def memorisation(
     matched = (written == texts[:, k : 2 * k]).sum(axis=1)
     whole = matched == k
     low, high = wilson(np.array(float(whole.sum())), np.array(float(len(whole))))
-    mean, mean_low, mean_high = mean_over_rows(matched / k, n_boot, seed)
+    mean, mean_low, mean_high = (
+        bound.clip(0, 1) for bound in mean_over_rows(matched / k, n_boot, seed)
+    )
     result = xr.Dataset(
         {
             "memorised": ((), whole.mean()),

@@ -14,14 +14,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
+from probes.resample import BOOT, CONFIDENCE, Floats, bootstrap_weights, percentile_interval
 from probes.subject import ROWS_TOKENS, Subject
 from workbench.errors import UsageError
 
+FEW_ROWS = 10
+"""Under this many rows a bootstrap of their mean is too narrow, at two rows by half."""
+
 OVER_ROWS = (
-    "95 %, bootstrap over rows (expanded percentile): other texts like these, same checkpoint"
+    "95 %, bootstrap over rows (expanded percentile; Student's t under 10 rows): other texts like "
+    "these, same checkpoint"
 )
 
 
@@ -92,9 +97,9 @@ def mean_over_rows(
     value: one text says nothing about others.
 
     Example:
-        >>> mean, low, high = mean_over_rows(np.array([1.0, 2.0, 3.0, 4.0]))
-        >>> float(mean), bool(low < 2 < high)
-        (2.5, True)
+        >>> mean, low, high = mean_over_rows(np.array([1.0, 2.0, 3.0]))
+        >>> float(mean), round(float(low), 2), round(float(high), 2)
+        (2.0, -0.48, 4.48)
     """
     values = np.asarray(values, dtype=np.float64)
     flat = values.reshape(len(values), -1)
@@ -106,6 +111,12 @@ def mean_over_rows(
     # Entries with the same number of rows are drawn alike, so that the widening for few rows fits.
     for count in np.unique(n[n >= 2]):
         at = n == count
+        if count < FEW_ROWS:
+            left_over = np.where(there[:, at], flat[:, at] - mean[at], 0.0)
+            se = np.sqrt((left_over**2).sum(axis=0) / (count - 1) / count)
+            half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * se
+            low[at], high[at] = mean[at] - half, mean[at] + half
+            continue
         weights = bootstrap_weights(len(flat), n_boot, seed)
         mass = weights @ there[:, at].astype(np.float64)
         draws = np.divide(
