@@ -38,6 +38,8 @@ class Failure:
     """Why there is no result."""
 
     why: str
+    by_chance: bool = False
+    """Whether another try could succeed: an error that is none of ours."""
 
 
 Outcome = dict[str, xr.Dataset | Failure]
@@ -83,7 +85,7 @@ def _subject(
     if checkpoint is None:
         return None
     for held in getattr(_here, "held", ()):
-        if held.exam is exam and held.checkpoint == checkpoint:
+        if held.checkpoint == checkpoint and held.exam.digest == exam.digest:
             return held
     return Subject.of(checkpoint, exam, sites=sites, device=device)
 
@@ -98,7 +100,7 @@ def _answer(order: Order, subject: Subject | None, against: Subject | None) -> x
     except WorkbenchError as error:
         return Failure(str(error))
     except Exception as error:  # a scientist's probe must not take the others down
-        return Failure(f"{type(error).__name__}: {error}")
+        return Failure(f"{type(error).__name__}: {error}", by_chance=True)
     if not isinstance(found, xr.Dataset):
         kind = type(found).__name__
         return Failure(f"it returned a {kind}, expected an xr.Dataset; array.to_dataset(name=...)")

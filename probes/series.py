@@ -224,23 +224,32 @@ def _elsewhere(
     """On the workers of a Dask client, in the order in which they finish."""
     from distributed import as_completed
 
-    exam = client.scatter(series.exam, broadcast=True, hash=False)
-    futures = {
-        client.submit(
-            sit, series.checkpoints[i], exam, orders, series.references[i], series.device,
+    tries = dict.fromkeys(todo, 0)
+    futures: dict[Any, int] = {}
+
+    def submit(i: int) -> Any:
+        # Dask itself tries again where loading fails or a worker dies. The exam goes along with
+        # every checkpoint: scattered data would be lost with the workers that hold it.
+        future = client.submit(
+            sit, series.checkpoints[i], series.exam, todo[i], series.references[i], series.device,
             pure=False, retries=RETRIES,
-        ): i
-        for i, orders in todo.items()
-    }  # fmt: skip
+        )  # fmt: skip
+        futures[future] = i
+        return future
+
+    done = as_completed([submit(i) for i in todo])
     try:
-        for future in as_completed(list(futures)):
-            i = futures[future]
+        for future in done:
+            i = futures.pop(future)
             error = future.exception()
-            if error is None:
-                yield i, future.result()
-            else:
-                yield i, _all_failed(todo[i], error)
+            outcome = _all_failed(todo[i], error) if error is not None else future.result()
             future.release()
+            chance = any(isinstance(part, Failure) and part.by_chance for part in outcome.values())
+            if chance and tries[i] < RETRIES:
+                tries[i] += 1
+                done.add(submit(i))
+                continue
+            yield i, outcome
     finally:
         client.cancel(list(futures))
 

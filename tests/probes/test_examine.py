@@ -1,0 +1,382 @@
+"""Probes by name over checkpoints: one load each, kept as they come, the same on workers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import workbench as wb
+from probes import registry, series, subject
+from probes.exam import Exam
+from probes.examine import examine
+from probes.registry import find, probe
+from workbench.errors import ProbeFailed, RunNotFound, UsageError
+
+
+@pytest.fixture
+def run_path(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def _own_probes_are_forgotten():
+    before = dict(registry._KNOWN)
+    yield
+    registry._KNOWN.clear()
+    registry._KNOWN.update(before)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Steps of the checkpoints whose weights were loaded, in order."""
+    steps: list[int] = []
+    build = subject.build_model
+
+    def counted(checkpoint):
+        steps.append(checkpoint.step)
+        return build(checkpoint)
+
+    monkeypatch.setattr(subject, "build_model", counted)
+    return steps
+
+
+def _norms(version=1):
+    @probe("norms", question="How large are the routers?", reads="checkpoint", version=version)
+    def norms(subject, scale=1.0):
+        values = [scale * w.norm().item() for w in subject.router_weights]
+        return xr.Dataset({"norm": ("layer", values, {"units": "1"})})
+
+
+def _moved(needs=("resid_post",)):
+    @probe("moved", question="How far is the stream?", reads="pair", needs=needs)
+    def moved(subject, reference):
+        gap = (subject["resid_post"] - reference["resid_post"]).norm(dim=(1, 2))
+        return xr.Dataset({"gap": ("layer", gap.numpy(), {"units": "1"})})
+
+
+def test_a_checkpoint_is_loaded_once_for_all_probes(run_path, loads):
+    _norms()
+    _moved()
+    run = wb.open_run(run_path)
+    found = examine(run, "norms", "moved")
+    # The reference is the last checkpoint, loaded first and kept until its own turn.
+    assert sorted(loads) == run.checkpoints.steps
+    assert found["norms"]["norm"].dims == ("checkpoint", "layer")
+    assert found["norms"].checkpoint.values.tolist() == run.checkpoints.steps
+    assert found["norms"].tokens_seen.values.tolist() == [c.tokens_seen for c in run.checkpoints]
+    assert (found["moved"]["gap"].isel(checkpoint=-1) == 0).all()
+    assert (found["moved"]["gap"].isel(checkpoint=0) > 0).all()
+
+
+def test_what_a_probe_finds_is_what_the_weights_say(run_path):
+    _norms()
+    run = wb.open_run(run_path)
+    found = examine(run, "norms")["norms"]
+    for checkpoint in run.checkpoints:
+        for layer in (0, 1):
+            name = f"blocks.{layer}.mlp.router.weight"
+            weights = checkpoint.weights
+            key = next(n for n in weights if n.startswith(f"blocks.{layer}.mlp.router"))
+            want = weights.load([key])[key].norm().item()
+            got = found["norm"].sel(checkpoint=checkpoint.step).values[layer]
+            assert got == pytest.approx(want, rel=1e-6), name
+
+
+def test_a_second_question_loads_nothing_and_a_longer_line_only_what_is_new(run_path, loads):
+    _norms()
+    trunk = examine(wb.open_run(run_path), "norms")["norms"].load()
+    loads.clear()
+    again = examine(wb.open_run(run_path), "norms")["norms"]
+    assert loads == []
+    xr.testing.assert_equal(again.drop_attrs(), trunk.drop_attrs())
+    arm = wb.open_run(run_path, "curriculum")
+    longer = examine(arm, "norms")["norms"]
+    assert loads == [s for s in arm.checkpoints.steps if s > arm.fork_step]
+    np.testing.assert_array_equal(
+        longer["norm"].sel(checkpoint=trunk.checkpoint).values, trunk["norm"].values
+    )
+
+
+@pytest.mark.parametrize("change", ["version", "params", "exam"])
+def test_another_version_parameter_or_exam_is_computed_anew(run_path, loads, change):
+    _norms()
+    run = wb.open_run(run_path)
+    examine(run, "norms")
+    loads.clear()
+    if change == "version":
+        _norms(version=2)
+        examine(run, "norms")
+    elif change == "params":
+        examine(run, "norms", params={"norms": {"scale": 2.0}})
+    else:
+        exam = Exam.of(run)
+        examine(run, "norms", exam=Exam(tokens=exam.tokens[:, :4], domains=exam.domains))
+    assert loads == run.checkpoints.steps
+
+
+def test_at_most_two_models_are_alive_however_many_checkpoints_there_are(run_path):
+    alive: list[int] = []
+    models: list[weakref.ref] = []
+
+    @probe("census", question="Who is there?", reads="pair")
+    def census(subject, reference):
+        for one in (subject, reference):
+            if not any(ref() is one.model for ref in models):
+                models.append(weakref.ref(one.model))
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in models))
+        return xr.Dataset({"here": ((), 1)})
+
+    run = wb.open_run(run_path, "curriculum")
+    for against in ("final", "previous"):
+        alive.clear()
+        models.clear()
+        examine(run, "census", against=against, keep=False)
+        assert len(alive) >= 8
+        assert max(alive) <= 2
+
+
+def test_one_failing_checkpoint_costs_only_itself(run_path, loads):
+    broken = {"at": None}
+
+    @probe("picky", question="Does it like the step?", reads="checkpoint")
+    def picky(subject):
+        if subject.step == broken["at"]:
+            raise ZeroDivisionError("no such luck")
+        return xr.Dataset({"step_seen": ((), subject.step)})
+
+    _norms()
+    run = wb.open_run(run_path)
+    broken["at"] = run.checkpoints.steps[1]
+    with pytest.raises(ProbeFailed, match=r"'picky' failed at 1 of \d+ .*step 4.*no such luck"):
+        examine(run, "picky", "norms")
+    loads.clear()
+    assert examine(run, "norms")["norms"].sizes["checkpoint"] == len(run.checkpoints)
+    assert loads == []
+    partly = examine(run, "picky", skip_broken=True)["picky"]
+    assert partly.sizes["checkpoint"] == len(run.checkpoints) - 1
+    assert "step 4" in partly.attrs["left_out"]
+    loads.clear()
+    broken["at"] = None
+    whole = examine(run, "picky")["picky"]
+    assert loads == [4]
+    assert whole["step_seen"].values.tolist() == run.checkpoints.steps
+
+
+def test_a_damaged_checkpoint_is_named_and_the_others_are_kept(run_path, loads):
+    _norms()
+    run = wb.open_run(run_path)
+    victim = run.checkpoints[2]
+    (victim.path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ProbeFailed, match=rf"step {victim.step}"):
+        examine(run, "norms")
+    found = examine(run, "norms", skip_broken=True)["norms"]
+    assert victim.step not in found.checkpoint
+    assert found.sizes["checkpoint"] == len(run.checkpoints) - 1
+
+
+def test_pairs_are_held_against_what_was_asked_for(run_path):
+    _moved()
+    arm = wb.open_run(run_path, "curriculum")
+    steps = arm.checkpoints.steps
+    against = {}
+    for word in ("first", "final", "fork", "previous", 8):
+        found = examine(arm, "moved", against=word, keep=False)["moved"]
+        against[word] = found.against.values.tolist()
+    assert against["first"] == [steps[0]] * len(steps)
+    assert against["final"] == [steps[-1]] * len(steps)
+    assert against["fork"] == [arm.fork_step] * len(steps)
+    assert against["previous"] == steps[:-1]
+    assert against[8] == [8] * len(steps)
+    with pytest.raises(UsageError, match="'final', 'first', 'previous', 'fork' or a step"):
+        examine(arm, "moved", against="later")
+    with pytest.raises(UsageError, match="forked nowhere"):
+        examine(wb.open_run(run_path), "moved", against="fork")
+
+
+def test_a_window_has_only_its_checkpoints_and_its_steps(run_path):
+    _norms()
+    arm = wb.open_run(run_path, "curriculum")
+    week = arm.window(last=0.2)
+    found = examine(week, "norms", "load")
+    assert found["norms"].checkpoint.values.tolist() == week.checkpoints.steps
+    assert found["load"].step.values.tolist() == list(range(week.start + 1, week.stop + 1))
+    whole = examine(arm, "load")["load"]
+    assert whole.sizes["step"] == arm.last_step
+
+
+def test_what_cannot_be_asked_is_refused_with_the_remedy(run_path):
+    _norms()
+    run = wb.open_run(run_path)
+    with pytest.raises(RunNotFound, match="did you mean 'norms'"):
+        examine(run, "norm")
+    with pytest.raises(UsageError, match="takes scale"):
+        examine(run, "norms", params={"norms": {"size": 1}})
+    with pytest.raises(UsageError, match="not asked for"):
+        examine(run, "norms", params={"balance": {}})
+    with pytest.raises(UsageError, match="open_run"):
+        examine(str(run_path), "norms")
+    with pytest.raises(UsageError, match="no probe was named"):
+        examine(run)
+
+
+def test_a_probe_that_returns_something_else_is_told(run_path):
+    @probe("wrong", question="?", reads="checkpoint")
+    def wrong(subject):
+        return xr.DataArray([1.0], dims="layer")
+
+    with pytest.raises(ProbeFailed, match=r"returned a DataArray.*to_dataset"):
+        examine(wb.open_run(run_path), "wrong")
+
+
+def test_finish_sees_all_checkpoints_at_once(run_path):
+    @probe(
+        "centred", question="?", reads="checkpoint",
+        finish=lambda ds: ds.assign(x=ds["x"] - ds["x"].mean("checkpoint")),
+    )  # fmt: skip
+    def centred(subject):
+        return xr.Dataset({"x": ((), float(subject.step))})
+
+    found = examine(wb.open_run(run_path), "centred")["centred"]
+    assert float(found["x"].mean()) == pytest.approx(0, abs=1e-9)
+    assert float(found["x"].std()) > 1
+
+
+SCIENTISTS_PROBE = """
+import os, pathlib
+import xarray as xr
+from probes.registry import probe
+
+@probe("plugged", question="How large is the final norm?", reads="checkpoint")
+def plugged(subject):
+    size = subject.model.ln_final.weight.norm().item()
+    return xr.Dataset({"size": ((), size, {"units": "1"})})
+
+@probe("shaky", question="Does the second try succeed?", reads="checkpoint", needs=("resid_post",))
+def shaky(subject, marks="", way="raise"):
+    mark = pathlib.Path(marks, str(subject.step))
+    if not mark.exists():
+        mark.touch()
+        if way == "raise":
+            raise OSError("the network is down")
+        if subject.step == 8:
+            os._exit(1)
+    return xr.Dataset({"mean": ("layer", subject["resid_post"].mean(dim=(1, 2)).double().numpy())})
+"""
+
+
+def _install(folder: Path, body: str) -> None:
+    """A package with an entry point, as pip would leave it."""
+    folder.mkdir()
+    (folder / "plugged_probe.py").write_text(body)
+    about = folder / "plugged_probe-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged-probe\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[workbench.probes]\nplugged = plugged_probe\n")
+
+
+def _cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    path = f"{folder}{os.pathsep}{Path(wb.__file__).parents[1]}"
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "workbench.app.cli", *arguments],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_package_that_is_installed_brings_its_probes_to_the_command_line(run_path, tmp_path):
+    _install(tmp_path / "site", SCIENTISTS_PROBE)
+    listed = _cli(tmp_path / "site", "probe", "--list")
+    assert "plugged                  checkpoint  How large is the final norm?" in listed.stdout
+    ran = _cli(tmp_path / "site", "probe", str(run_path), "plugged")
+    assert ran.returncode == 0, ran.stderr
+    assert "size" in ran.stdout
+    kept = wb.open_run(run_path).results.list("plugged")
+    assert kept
+
+
+def test_a_package_that_cannot_be_imported_is_named_and_takes_no_other_down(tmp_path):
+    _install(tmp_path / "site", "import a_module_that_is_not_there")
+    listed = _cli(tmp_path / "site", "probe", "--list")
+    assert listed.returncode == 0
+    assert "balance" in listed.stdout
+    assert "plugged: could not be imported: ModuleNotFoundError" in listed.stderr
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_numbers_and_failures_are_tried_again(run_path, tmp_path):
+    """Raised errors and a worker that dies; the client keeps what they found."""
+    _install(tmp_path / "site", SCIENTISTS_PROBE)
+    (tmp_path / "marks-raise").mkdir()
+    (tmp_path / "marks-die").mkdir()
+    script = textwrap.dedent(
+        f"""
+        import distributed, torch, warnings
+        import workbench as wb
+        from probes.examine import examine
+
+        if __name__ == "__main__":
+            warnings.simplefilter("ignore")
+            torch.set_num_threads(1)
+            run = wb.open_run({str(run_path)!r})
+            with distributed.LocalCluster(
+                n_workers=2, threads_per_worker=1, dashboard_address=None
+            ) as cluster, distributed.Client(cluster) as client:
+                for way in ("raise", "die"):
+                    marks = {str(tmp_path)!r} + "/marks-" + way
+                    params = {{"shaky": {{"marks": marks, "way": way}}}}
+                    found = examine(
+                        run, "shaky", "plugged", client=client,
+                        params=params,
+                    )
+                    here = examine(
+                        run, "shaky", "plugged", keep=False,
+                        params=params,
+                    )
+                    for name in found:
+                        assert found[name].drop_attrs().identical(here[name].drop_attrs()), name
+            print("same", len(run.results.list("shaky")))
+        """
+    )
+    (tmp_path / "script.py").write_text(script)
+    path = f"{tmp_path / 'site'}{os.pathsep}{Path(wb.__file__).parents[1]}"
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=400,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    count = len(wb.open_run(run_path).checkpoints)
+    # Each checkpoint's result and the whole, for both ways.
+    assert done.stdout.strip() == f"same {2 * (count + 1)}", done.stderr[-3000:]
+
+
+def test_every_probe_of_ours_can_be_called_for(tmp_path):
+    for name in registry.names():
+        known = find(name)
+        assert known.question.endswith("?"), name
+        assert known.function.__doc__, name
+
+
+def test_results_of_checkpoints_are_kept_as_they_come(run_path, monkeypatch):
+    """An examination that is broken off leaves what it had found."""
+    _norms()
+    run = wb.open_run(run_path)
+    sit = series.sit
+
+    def broken_off(checkpoint, *rest):
+        if checkpoint.step >= 8:
+            raise KeyboardInterrupt
+        return sit(checkpoint, *rest)
+
+    monkeypatch.setattr(series, "sit", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        examine(run, "norms")
+    assert len(run.results.list("norms")) == sum(step < 8 for step in run.checkpoints.steps)
