@@ -88,7 +88,9 @@ def put(own: Tensor, source: Tensor, piece: Slice | None = None) -> None:
     """
     with torch.no_grad():
         if piece is None or piece.expert < 0:
-            own.data = source.detach().to(own.device)
+            given = source.detach().to(own.device)
+            # Some forwards write to their buffers, and these are small.
+            own.data = given if isinstance(own, nn.Parameter) else given.clone()
         else:
             piece.of(own.data).copy_(piece.of(source.detach()))
 

@@ -1,8 +1,8 @@
 """Items: those of some tasks, cut out of all, and the value of a model's answers to them.
 
 Needs   the items of an exam (model/evaluation.py encodes them) and a model.
-Yields  `items_of`: an ItemBatch of the wanted tasks alone; `values_of`: (item,) accuracy or
-        log-probability of the right answer.
+Yields  `items_of`: an ItemBatch of the wanted tasks alone; `values_of`, `all_values_of`: (item,)
+        accuracy or log-probability of the right answer.
 """
 
 from __future__ import annotations
@@ -82,6 +82,15 @@ def values_of(model: nn.Module, batch: ItemBatch, measure: str = "logprob") -> F
     """
     if measure not in MEASURES:
         raise UsageError(f"measure={measure!r}: expected one of {', '.join(MEASURES)}.")
+    return all_values_of(model, batch)[measure]
+
+
+def all_values_of(model: nn.Module, batch: ItemBatch) -> dict[str, Floats]:
+    """Every measure -> (item,), from one pass.
+
+    Raises:
+        UsageError: a model whose answers are not numbers.
+    """
     of_choice = choice_logprobs(model, batch)
     if not np.isfinite(of_choice).all():
         raise UsageError(
@@ -89,4 +98,7 @@ def values_of(model: nn.Module, batch: ItemBatch, measure: str = "logprob") -> F
             f"finite; expected a model whose logits are. Load it in float32."
         )
     scores = scores_of(batch, of_choice)
-    return np.asarray(scores.correct if measure == "accuracy" else scores.logprob, float).ravel()
+    return {
+        "logprob": scores.logprob.astype(np.float64).ravel(),
+        "accuracy": scores.correct.astype(np.float64).ravel(),
+    }

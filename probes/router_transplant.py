@@ -34,7 +34,7 @@ from model.evaluation import ItemBatch
 from probes.caption import Caption, captioned
 from probes.exam import Exam
 from probes.hybrid import put, sharing_copy
-from probes.items import items_of, values_of
+from probes.items import MEASURES, all_values_of, items_of
 from probes.parts import places, tensors_of
 from probes.registry import probe
 from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
@@ -47,14 +47,8 @@ from workbench.errors import UsageError
 AT_MOST = 8
 """Checkpoints of the grid, evenly spaced, where there are more."""
 GRID = ("router_from", "body_from")
-MEASURES = ("logprob", "accuracy")
 
 
-@probe(
-    "router-transplant",
-    question="Is it the routing that was learned, or what is routed to?",
-    reads="record",
-)
 def router_transplant(
     source: Any,
     *,
@@ -107,6 +101,23 @@ def router_transplant(
     _check_alike(routers)
     loss_CCR, answers = _measured(chosen, exam, items, routers, device, progress)
     return _result(chosen, exam, items, loss_CCR, answers, isinstance(task, str), n_boot, seed)
+
+
+@probe(
+    "router-transplant",
+    question="Is it the routing that was learned, or what is routed to?",
+    reads="record",
+)
+def router_transplant_of_run(
+    source: Any,
+    *,
+    task: str | Sequence[str] | None = None,
+    at_most: int = AT_MOST,
+    n_boot: int = BOOT,
+    seed: int = 0,
+) -> xr.Dataset:
+    """`router_transplant` over the checkpoints of a run or a window, put to its own exam."""
+    return router_transplant(source, task=task, at_most=at_most, n_boot=n_boot, seed=seed)
 
 
 def _chosen(source: Any, at_most: int) -> list[Checkpoint | Subject]:
@@ -175,8 +186,8 @@ def _measured(
                     put(own[name], tensor)
                 loss_CCR[i, j] = -following_logprob(body, exam.tokens, model).mean(1)
                 if items is not None:
-                    for measure in MEASURES:
-                        answers[measure][i, j] = values_of(model, items, measure)
+                    for measure, values in all_values_of(model, items).items():
+                        answers[measure][i, j] = values
                 bar.update()
     return loss_CCR, answers
 
