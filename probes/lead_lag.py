@@ -33,29 +33,23 @@ Sources: measures of the house; false discovery rate as in discovery_rate.py, mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probes.ascent import crossings, monotone
-from probes.capability import capability
+from probes.arrival import SPACINGS, Arrival, arrival_of
 from probes.discovery_rate import RATE, q_values
-from probes.emergence import onset as find_onset
-from probes.moves import FEWEST, MOST, Moves, greatest_moves
+from probes.moves import FEWEST, MOST, Moves, greatest_moves, pooled_by
 from probes.registry import probe
-from probes.resample import CONFIDENCE, Floats, bootstrap_weights, tails
+from probes.resample import CONFIDENCE, Floats, tails
 from probes.signals import signals as captured
 from probes.source import Source, group_of, pick
 from workbench.errors import SchemaError, UsageError
 
 WIDE = 3
 """Steps that are looked at on either side of the onset, in units of max_lag."""
-
-SPACINGS = 4
-"""max_lag where none is given, in gaps between checkpoints around the onset."""
 
 DURATIONS = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Durations of moves that are tried, in units of max_lag; 0 is a step."""
@@ -75,19 +69,6 @@ MEANING: dict[str, tuple[str, str]] = {
     "height": ("coordinate `units`", "height of the move"),
     "coincidence": ("1", "share of the observed steps as near to the onset on the same side"),
 }
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """When a capability came: a step, and draws of it."""
-
-    step: float
-    low: float
-    high: float
-    draws: Floats
-    spacing: float
-    n: int
-    reason: str = ""
 
 
 def lead_lag(
@@ -139,7 +120,7 @@ def lead_lag(
         >>> lead_lag(answers, "code/add", signals=seen, n_perm=999)["leads"].values.tolist()
         [True, False]
     """
-    arrival = _arrival(source, task, onset, level, n_boot, seed)
+    arrival = arrival_of(source, task, onset, level, n_boot, seed)
     if arrival.reason:
         raise UsageError(f"{task}: {arrival.reason}; give another level=, or onset=STEP.")
     found = _measured(source, arrival, signals, max_lag, start, stop, n_perm, n_boot, seed)
@@ -181,7 +162,7 @@ def lead_lag_of_tasks(
         UsageError: not one of the tasks arrived.
     """
     names = pick(group_of(source, "evaluations", ["correct"]), "task", task)
-    arrivals = {name: _arrival(source, name, None, level, n_boot, seed) for name in names}
+    arrivals = {name: arrival_of(source, name, None, level, n_boot, seed) for name in names}
     rows = {
         name: _measured(source, arrival, kinds, max_lag, start, stop, n_perm, n_boot, seed)
         for name, arrival in arrivals.items()
@@ -209,48 +190,9 @@ def lead_lag_of_tasks(
     )
 
 
-def _arrival(
-    source: Source, task: str, given: float | None, level: float, n_boot: int, seed: int
-) -> _Arrival:
-    """The onset, and draws of it: over items, and even within the gap between checkpoints."""
-    skill = capability(group_of(source, "evaluations"), task=task, n_boot=2)
-    correct = skill["correct"].transpose("checkpoint", "item").values
-    evaluated = (correct >= 0).any(axis=1)
-    steps = skill["checkpoint"].values[evaluated].astype(np.float64)
-    n = int((correct[evaluated] >= 0).all(axis=0).sum())
-    if given is not None:
-        step = float(given)
-        return _Arrival(step, step, step, np.full(n_boot, step), _spacing(steps, step), n)
-    came = find_onset(skill, level, seed=seed)
-    bounds = came.step, came.low, came.high
-    nothing = np.full(n_boot, np.nan)
-    if not came.reached:
-        return _Arrival(*bounds, nothing, np.nan, n, f"level {level:g} was not reached")
-    if came.step <= steps[0]:
-        return _Arrival(*bounds, nothing, np.nan, n, f"level {level:g} was reached from the start")
-    items = (correct[evaluated] >= 0).all(axis=0)
-    right = correct[evaluated][:, items].astype(np.float64)
-    chance = float(skill["chance"])
-    curves = (bootstrap_weights(n, n_boot, seed) @ right.T / n - chance) / (1 - chance)
-    _, left, high = crossings(monotone(curves), steps, level)
-    high = np.minimum(high, steps[-1])
-    rng = np.random.default_rng([seed, 1])
-    # What a fall undid lies outside the onset's own interval.
-    draws = np.clip(rng.uniform(np.minimum(left, high), high), came.low, min(came.high, steps[-1]))
-    return _Arrival(*bounds, draws, _spacing(steps, came.step), n)
-
-
-def _spacing(steps: Floats, step: float) -> float:
-    """Gap between the checkpoints around a step: the median of the nearest SPACINGS gaps."""
-    if len(steps) < 2:
-        return float("nan")
-    gaps, middles = np.diff(steps), (steps[1:] + steps[:-1]) / 2
-    return float(np.median(gaps[np.argsort(np.abs(middles - step))[:SPACINGS]]))
-
-
 def _measured(
     source: Source,
-    arrival: _Arrival,
+    arrival: Arrival,
     wanted: xr.Dataset | Sequence[str] | None,
     max_lag: float | None,
     start: int | None,
@@ -324,25 +266,9 @@ def _moves_of(
     return found, reasons, grain
 
 
-def pooled_by(width: int, times: Floats, series: Floats) -> tuple[Floats, Floats]:
-    """Means of `width` values each, of times (time,) and series (series, time); the earliest few
-    that fill no bin are left out.
-
-    Example:
-        >>> pooled_by(2, np.arange(5.0), np.arange(5.0)[None])[1].tolist()
-        [[1.5, 3.5]]
-    """
-    bins = len(times) // width
-    kept = slice(len(times) - bins * width, None)
-    return (
-        times[kept].reshape(bins, width).mean(axis=1),
-        series[:, kept].reshape(len(series), bins, width).mean(axis=2),
-    )
-
-
 def _against(
     found: Moves,
-    arrival: _Arrival,
+    arrival: Arrival,
     seen: xr.Dataset,
     reasons: NDArray[np.str_],
     grain: Floats,

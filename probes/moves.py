@@ -10,10 +10,10 @@ with the estimated covariance, so that a random walk is compared by its differen
 second differences and a stationary series by its values: whether to difference or to detrend does
 not have to be decided beforehand, and neither walks nor trends, straight or bent, are moves.
 
-Which blend. Of all blends within a 90 % confidence region (likelihood ratio, three parameters) the
+Which blend. Of all blends within a 95 % confidence region (likelihood ratio, three parameters) the
 one in which the move is least remarkable: where a move and a random walk cannot be told apart, it
 is no move (after Berger & Boos 1994, J. Am. Stat. Assoc. 89, without their correction by the
-region's 10 %; what remains is measured by tests/probes/rates_lead_lag.py).
+region's 5 %; what remains is measured by tests/probes/rates_lead_lag.py).
 
 Score. The greatest t over all ramps: height over its standard error, with the sign of the height.
 
@@ -57,8 +57,8 @@ WALKS = (0.0, 1e-3, 1e-2, 0.1, 1.0)
 BENDS = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
 """The same of the slope's random walk, which makes a smooth bend."""
 
-SLACK = 3.1
-"""Log-likelihood that a blend may lose against the best: half the 90 % quantile of chi^2(3)."""
+SLACK = 3.9
+"""Log-likelihood that a blend may lose against the best: half the 95 % quantile of chi^2(3)."""
 
 # Shapes: S series, N times, G ramps, T regressors of the trend, D draws.
 
@@ -235,7 +235,7 @@ class _Blend:
     @classmethod
     def of(cls, walk: float, covariance: Floats, ramps: _Ramps) -> _Blend:
         """The blend of this covariance."""
-        root: Floats = np.linalg.cholesky(covariance)
+        root: Any = np.linalg.cholesky(covariance)
         trend, upper = np.linalg.qr(solve_triangular(root, ramps.trend, lower=True))
         white = solve_triangular(root, ramps.values, lower=True)
         white -= trend @ (trend.T @ white)
@@ -319,6 +319,22 @@ def _single(blend: _Blend) -> _Blend:
     trend: Any = blend.trend.astype(np.float32)
     ramps: Any = blend.ramps.astype(np.float32)
     return replace(blend, trend=trend, ramps=ramps)
+
+
+def pooled_by(width: int, times: Floats, series: Floats) -> tuple[Floats, Floats]:
+    """Means of `width` values each, of times (time,) and series (series, time); the earliest few
+    that fill no bin are left out.
+
+    Example:
+        >>> pooled_by(2, np.arange(5.0), np.arange(5.0)[None])[1].tolist()
+        [[1.5, 3.5]]
+    """
+    bins = len(times) // width
+    kept = slice(len(times) - bins * width, None)
+    return (
+        times[kept].reshape(bins, width).mean(axis=1),
+        series[:, kept].reshape(len(series), bins, width).mean(axis=2),
+    )
 
 
 def memory_of(residual: Floats) -> int:
