@@ -12,7 +12,8 @@ miller_madow  plug_in less (E-1)(D-1)/(2N ln 2), N assignments: right where toke
 information   plug_in less its bias by the jackknife over blocks of text (rows, documents; groups of
               steps of the stream). Tokens of one text are alike, and a text belongs to one domain:
               where a domain has few texts, their peculiarities look like specialisation, which
-              miller_madow does not see. This is the one with bounds, and it can come out below 0.
+              miller_madow does not see. This is the one with bounds, and it can come out below 0;
+              NaN where there are fewer than 10 assignments for each of the E x D cells.
 null          mean plug_in after domains were dealt anew to whole texts, never to single tokens; of
               the stream, to the domains' counts within each group of steps.
 p             share of such deals at least as informative. NaN where a deal changes nothing: one
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
 from probes.clustered import design_effect, share_interval
-from probes.information import miller_madow, mutual_information, p_value
+from probes.information import miller_madow, mutual_information, p_value, too_thin
 from probes.jackknife import jackknife
 from probes.load import EXACT
 from probes.registry import probe
@@ -141,7 +142,8 @@ def _informed(blocks: Floats, null: Floats) -> dict[str, Floats]:
     """The estimates of I (layer,) from joint counts (block, layer, domain, expert)."""
     joint = blocks.sum(axis=0)
     plug_in = mutual_information(joint)
-    found, low, high = jackknife(blocks, mutual_information)
+    thin = too_thin(joint)
+    found, low, high = (np.where(thin, np.nan, x) for x in jackknife(blocks, mutual_information))
     undefined = np.full_like(plug_in, np.nan)
     return {
         "information": found,

@@ -195,15 +195,22 @@ def _on_fixed_tokens(
     part = np.divide(size, total, out=np.zeros_like(size), where=total > 0)
     of_domain = np.einsum("bd,ble->lde", part, moved)
     router = np.einsum("ld,lde->le", weight, of_domain)
-    free = int((fixed.texts[fixed.texts > 1] - 1).sum())
-    if free < 1:
+    freedom = fixed.texts - 1
+    known = freedom > 0
+    if not known.any():
         return router, np.full_like(router, np.nan)
-    # One variance between texts for all domains of a layer: a domain has too few to tell its own.
     apart = moved - np.einsum("bd,lde->ble", fixed.hot, of_domain)
-    apart *= (fixed.domain >= 0)[:, None, None]
-    variance = (apart**2).sum(axis=0) / free
-    worth = np.einsum("ld,bd->lb", weight**2, part**2).sum(axis=-1)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, free) * np.sqrt(variance * worth[:, None])
+    squares = np.einsum("bd,ble->lde", fixed.hot, apart**2)
+    variance = squares / np.maximum(freedom, 1)[:, None]
+    # A domain with one text cannot tell how texts differ: it is taken to be as the others.
+    variance[:, ~known] = variance[:, known].mean(axis=1, keepdims=True)
+    worth = weight**2 * (part**2).sum(axis=0)
+    error = worth[..., None] * variance
+    # Welch and Satterthwaite: as few degrees of freedom as the domains that matter have.
+    below = (error[:, known] ** 2 / freedom[known][:, None]).sum(axis=1)
+    total = error.sum(axis=1)
+    free = np.divide(total**2, below, out=np.ones_like(total), where=below > 0)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(free, 1)) * np.sqrt(total)
     return router, half
 
 

@@ -10,16 +10,18 @@ the smaller of the two entropies: what it would be if one layer followed from th
 transition is P(j in the next layer | i): N_ij / (k N_i), rows sum to 1 where nothing is dropped.
 
 Chance. Labels that have nothing to do with each other still share information by accident. `null`
-is what is left when one layer is shifted against the other along the text by random lengths: both
-keep their loads and the likeness of neighbouring tokens, and only their meeting is undone. p is the
-share of shifts at least as informative; at the 99 of the default it is 0.01 or more.
+is what is left when the texts of one layer are dealt anew against those of the other, whole and
+place by place: both layers keep their loads, the likeness of a text's tokens and what follows from
+a token's place in its text, and only their meeting is undone. (Shifting the text against itself
+would not do: both layers change where a text ends.) p is the share of deals at least as
+informative; at the 99 of the default it is 0.01 or more. NaN with one text.
 
 The interval and the bias taken off plug_in to give information: jackknife over blocks of text (rows
-where known). Expect information where the same token always goes the same way in both layers: flow
+where known). NaN where there are fewer than 10 token pairs for each of the E x E cells: the bias
+of so thin a table cannot be taken off, and p alone has a meaning. Expect information where the same token always goes the same way in both layers: flow
 is not by itself a path that was learnt. It can come out slightly below 0 where there is none.
 
-Sources: mutual information, Shannon 1948; shifts as a null for series that depend on their
-own past, Harris 2020, "Nonsense correlations in neuroscience", bioRxiv; the bias, jackknife.py.
+Sources: mutual information, Shannon 1948; the bias, Panzeri & Treves 1996, and jackknife.py.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
-from probes.information import entropy, mutual_information, p_value
+from probes.information import entropy, mutual_information, p_value, too_thin
 from probes.jackknife import jackknife
 from probes.registry import probe
 from probes.routing import Routing, over_checkpoints
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-SHIFTS = 99
+DEALS = 99
 MOST_GROUPS = 40
 """Blocks are joined into at most this many, so that memory does not grow with the text."""
 
@@ -54,13 +56,13 @@ MOST_GROUPS = 40
     reads="checkpoint",
     needs=("expert_ids",),
 )
-def flow(source: Source | Subject, *, shifts: int = SHIFTS, seed: int = 0) -> xr.Dataset:
+def flow(source: Source | Subject, *, deals: int = DEALS, seed: int = 0) -> xr.Dataset:
     """How much the routing of each layer says about that of the next.
 
     Args:
         source: a Subject; or a record with `.activations` (every checkpoint of it).
-        shifts: random shifts of the null; 0 leaves null and p undefined.
-        seed: of the shifts.
+        deals: of texts anew, for the null; 0 leaves null and p undefined.
+        seed: of the deals.
 
     Returns:
         Dataset (layer), of a record with `checkpoint` first: information, information_low,
@@ -76,17 +78,17 @@ def flow(source: Source | Subject, *, shifts: int = SHIFTS, seed: int = 0) -> xr
         ...     {"expert_ids": (("checkpoint", "token", "layer", "k"), ids)},
         ...     coords={"checkpoint": [0]},
         ... )
-        >>> flow(record, shifts=0)["plug_in"].values.tolist()
+        >>> flow(record, deals=0)["plug_in"].values.tolist()
         [[2.0]]
     """
 
     def measure(routing: Routing) -> xr.Dataset:
-        return _of(routing, shifts, seed)
+        return _of(routing, deals, seed)
 
     return over_checkpoints(source, measure)
 
 
-def _of(routing: Routing, shifts: int, seed: int) -> xr.Dataset:
+def _of(routing: Routing, deals: int, seed: int) -> xr.Dataset:
     chosen = routing.chosen
     if len(chosen) < 2:
         raise UsageError("flow goes from layer to layer and found 1, expected 2 or more.")
@@ -97,9 +99,10 @@ def _of(routing: Routing, shifts: int, seed: int) -> xr.Dataset:
         [_meetings(here[:, a:b], there[:, a:b]) for a, b in zip(starts, ends, strict=True)]
     )
     joint = groups.sum(axis=0)
-    found, low, high = jackknife(groups, mutual_information)
+    thin = too_thin(joint)
+    found, low, high = (np.where(thin, np.nan, x) for x in jackknife(groups, mutual_information))
     plug_in = mutual_information(joint)
-    null = shifted_information(here, there, shifts, seed)
+    null = dealt_information(here, there, routing.tokens.starts, deals, seed)
     undefined = np.full_like(plug_in, np.nan)
     outgoing = joint.sum(axis=-1, keepdims=True)
     columns = {
@@ -107,8 +110,8 @@ def _of(routing: Routing, shifts: int, seed: int) -> xr.Dataset:
         "information_low": low,
         "information_high": high,
         "plug_in": plug_in,
-        "null": null.mean(axis=0) if shifts else undefined,
-        "p": p_value(plug_in, null) if shifts else undefined,
+        "null": null.mean(axis=0) if len(null) else undefined,
+        "p": p_value(plug_in, null) if len(null) else undefined,
         "attainable": np.minimum(entropy(joint.sum(axis=-1)), entropy(joint.sum(axis=-2))),
     }
     transition = np.divide(joint, outgoing, out=np.full_like(joint, np.nan), where=outgoing > 0)
@@ -124,25 +127,25 @@ def _of(routing: Routing, shifts: int, seed: int) -> xr.Dataset:
         },
     )
     about = {**routing.tokens.about(), "k": routing.k, "experts": routing.experts}
-    return captioned(result, _captions(len(starts), routing, shifts)).assign_attrs(
-        **about, shifts=shifts, seed=seed
+    return captioned(result, _captions(len(starts), routing, deals)).assign_attrs(
+        **about, deals=deals, seed=seed
     )
 
 
-def _captions(groups: int, routing: Routing, shifts: int) -> dict[str, Caption]:
+def _captions(groups: int, routing: Routing, deals: int) -> dict[str, Caption]:
     interval = (
         f"95 %, jackknife over {groups} groups of {routing.tokens.blocks_are}: other text of the "
         "same kind, same checkpoint"
     )
     plain = "point estimate: see information"
-    shifted = f"of {shifts} circular shifts of one layer against the other"
+    dealt = f"of {deals} deals of one layer's texts to the other's"
     return {
         "information": Caption(
             "bits", "information that a layer's expert has of the next layer's", interval, 0.0
         ),
         "plug_in": Caption("bits", "the same, its bias not taken off", plain, "null"),
-        "null": Caption("bits", f"mean plug-in information {shifted}", "none: mean over shifts"),
-        "p": Caption("1", f"share {shifted} as informative as the text", "none: a p-value"),
+        "null": Caption("bits", f"mean plug-in information {dealt}", "none: mean over deals"),
+        "p": Caption("1", f"share {dealt} as informative as the text", "none: a p-value"),
         "attainable": Caption("bits", "the smaller entropy of the two layers' experts", plain),
         "transition": Caption(
             "1", "share of expert2 (next layer) in what the tokens of expert take there",
@@ -156,20 +159,27 @@ def _meetings(here: NDArray[np.float32], there: NDArray[np.float32]) -> Floats:
     return np.matmul(here.transpose(0, 2, 1), there).astype(np.float64)
 
 
-def shifted_information(
-    here: NDArray[np.float32], there: NDArray[np.float32], shifts: int, seed: int
+def dealt_information(
+    here: NDArray[np.float32],
+    there: NDArray[np.float32],
+    starts: NDArray[np.intp],
+    deals: int,
+    seed: int,
 ) -> Floats:
-    """(shift, layer), bits: plug-in information with `there` shifted along the text.
+    """(deal, layer), bits: plug-in information with the texts of `there` dealt anew to those of
+    `here`; (0, layer) where there is one text.
 
-    Lengths are drawn evenly from all that move each token by a block's worth or more (less where
-    the text is short), either way round.
+    A shorter text is read again from its start until the longer one is full.
     """
-    tokens = here.shape[1]
-    near = max(1, min(64, tokens // 4))
+    if len(starts) < 2:
+        return np.empty((0, len(here)))
     rng = np.random.default_rng(seed)
-    null = np.empty((shifts, len(here)))
-    for row, by in zip(null, rng.integers(near, tokens - near + 1, shifts), strict=True):
-        row[:] = mutual_information(
-            _meetings(here[:, by:], there[:, :-by]) + _meetings(here[:, :by], there[:, -by:])
-        )
+    sizes = np.diff([*starts, here.shape[1]])
+    block = np.repeat(np.arange(len(starts)), sizes)
+    place = np.arange(here.shape[1]) - starts[block]
+    null = np.empty((deals, len(here)))
+    for row in null:
+        other = rng.permutation(len(starts))[block]
+        dealt = np.take(there, starts[other] + place % sizes[other], axis=1)
+        row[:] = mutual_information(_meetings(here, dealt))
     return null

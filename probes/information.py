@@ -62,6 +62,25 @@ def miller_madow(joint: Floats) -> Floats:
     return np.divide(room, total, out=np.full_like(total, np.nan), where=total > 0)
 
 
+PER_CELL = 10
+"""Counts that a cell of the table needs on average for the bias to be taken off it."""
+
+
+def too_thin(joint: Floats) -> NDArray[np.bool_]:
+    """(...): whether the counts are too few for their table: under 10 a cell, on average.
+
+    There the bias is as large as what is sought, and neither a formula nor the jackknife takes it
+    off; only a comparison with a null has a meaning.
+
+    Example:
+        >>> bool(too_thin(np.full((2, 2), 9.0)))
+        True
+    """
+    rows = (joint.sum(axis=-1) > 0).sum(axis=-1)
+    columns = (joint.sum(axis=-2) > 0).sum(axis=-1)
+    return np.asarray(joint.sum(axis=(-2, -1)) < PER_CELL * rows * columns)
+
+
 def p_value(found: Floats, null: Floats) -> Floats:
     """(...): share of draws under the null (draw, ...) at least as large, the finding among them.
 

@@ -3,8 +3,8 @@
 Needs   sets of k experts (patterns) and how often each domain, or token id, takes each of them.
 Yields  a dataset like run.activations, and what is true of it: shares, lifts, information, flow.
 
-A token takes one pattern. Which, follows from its domain (or its id) and from its row: the rows of a
-domain differ about the domain's own distribution, so that tokens of a row are dependent, as text
+A token takes one pattern. Which, follows from its domain (or its id) and from its row: the rows of
+a domain differ about the domain's own distribution, so that tokens of a row are dependent, as text
 is; over rows the distribution is the domain's exactly.
 
 Shapes: D domains, P patterns, E experts.
@@ -86,14 +86,16 @@ class Patterns:
         joint = self.share / self.share.sum()
         return _information(joint)
 
-    @property
-    def flow(self) -> float:
-        """I(expert; expert of the next layer), bits, of experts picked at random."""
+    def flow(self, like: float | None = None) -> float:
+        """I(expert; expert of the next layer), bits, of experts picked at random, where rows differ
+        as in `record(like=like)`.
+        """
         mix = np.asarray(self.mix, dtype=float)
-        stay = self.stay
-        often = mix.mean(axis=0)
-        # Stays: the same pattern; else both are drawn by the same domain.
-        pairs = stay * np.diag(often) + (1 - stay) * (mix.T @ mix) / len(mix)
+        own = np.eye(len(self.sets)) * mix[:, None, :]
+        apart = mix[:, :, None] * mix[:, None, :]
+        # Second moments of a Dirichlet: tokens of a row share what it prefers.
+        both = apart if like is None else (like * apart + own) / (like + 1)
+        pairs = self.stay * own.mean(axis=0) + (1 - self.stay) * both.mean(axis=0)
         return _information(self.member.T @ pairs @ self.member / self.k**2)
 
     def record(
@@ -104,6 +106,7 @@ class Patterns:
         layers: int = 1,
         checkpoints: int = 1,
         like: float | None = None,
+        rows_by_layer: bool = False,
         seed: int = 0,
     ) -> xr.Dataset:
         """Activations of `rows` rows a domain, each a document.
@@ -112,6 +115,7 @@ class Patterns:
             rows, row_tokens, layers, checkpoints: sizes.
             like: concentration of a row's distribution about its domain's; None: rows are alike and
                 tokens independent, 10: rows differ much.
+            rows_by_layer: a row differs in each layer in its own way: no flow but by the domain.
             seed: each draws another text.
 
         Example:
@@ -130,11 +134,14 @@ class Patterns:
         which = token_id if self.by_id else domain
         ids = np.empty((checkpoints, count, layers, self.k), dtype=np.int16)
         for c in range(checkpoints):
-            of_row = np.stack([_rows(mix, like, rng) for _ in range(domains * rows)])
-            chance = of_row[row, which]
-            taken = _drawn(chance, rng)
+            taken = np.zeros(count, dtype=np.intp)
             for layer in range(layers):
-                if layer:
+                if layer == 0 or rows_by_layer:
+                    of_row = np.stack([_rows(mix, like, rng) for _ in range(domains * rows)])
+                    chance = of_row[row, which]
+                if layer == 0:
+                    taken = _drawn(chance, rng)
+                else:
                     fresh = rng.uniform(size=count) >= self.stay
                     taken = np.where(fresh, _drawn(chance, rng), taken)
                 ids[c, :, layer] = sets[taken]
