@@ -38,6 +38,7 @@ def examine(
     progress: bool = False,
     device: str = "cpu",
     skip_broken: bool = False,
+    compute: bool = True,
 ) -> dict[str, xr.Dataset]:
     """Runs probes by name and returns what each found.
 
@@ -54,6 +55,8 @@ def examine(
         progress: whether a bar is shown on stderr.
         device: where models run: "cpu", "cuda", ...
         skip_broken: leave out checkpoints that a probe failed at (attribute `left_out`).
+        compute: False gives what is kept, and loads no model: probes of checkpoints that were not
+            run before are then missing from the result.
 
     Returns:
         Name -> dataset. Of checkpoint and pair probes (checkpoint, ...), with tokens_seen.
@@ -83,8 +86,11 @@ def examine(
             _run_of(source), checkpoints, rest, against=against, exam=exam, results=results,
             device=device,
         )  # fmt: skip
-        found |= series.carry_out(client, progress, skip_broken)
-    return {name: found[name] for name in dict.fromkeys(names)}
+        if compute:
+            found |= series.carry_out(client, progress, skip_broken)
+        else:
+            found |= series.kept()
+    return {name: found[name] for name in dict.fromkeys(names) if name in found}
 
 
 def _check(source: Any, orders: Sequence[Order], params: Mapping[str, Any]) -> None:

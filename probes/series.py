@@ -86,6 +86,22 @@ class Series:
             raise ProbeFailed("; ".join(faults) + ". What else was computed is kept.")
         return wholes
 
+    def kept(self) -> dict[str, xr.Dataset]:
+        """The results that can be had without loading a model."""
+        found = self._kept_wholes()
+        if self.results is None:
+            return found
+        for order in self.orders:
+            positions = self._positions(order)
+            if order.probe.name in found or not positions:
+                continue
+            parts = self.results.kept(self._asked(order, i) for i in positions)
+            pairs = zip(positions, parts, strict=True)
+            good = [(self.checkpoints[i], ds.load()) for i, ds in pairs if ds is not None]
+            if len(good) == len(positions):
+                found[order.probe.name] = self._together(order.probe, good, [])
+        return found
+
     def _positions(self, order: Order) -> list[int]:
         """Places of the checkpoints that a probe looks at: a pair takes a reference."""
         pair = order.probe.reads == "pair"

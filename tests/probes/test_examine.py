@@ -380,3 +380,15 @@ def test_results_of_checkpoints_are_kept_as_they_come(run_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         examine(run, "norms")
     assert len(run.results.list("norms")) == sum(step < 8 for step in run.checkpoints.steps)
+
+
+def test_what_is_kept_is_given_without_loading_anything(run_path, loads):
+    _norms()
+    arm = wb.open_run(run_path, "curriculum")
+    assert examine(arm, "norms", compute=False) == {}
+    whole = examine(arm, "norms")["norms"]
+    loads.clear()
+    last = examine(arm.checkpoints[-1:], "norms", "capability", compute=False)
+    assert loads == []
+    assert last["norms"]["norm"].values.tolist() == whole["norm"].values[-1:].tolist()
+    assert last["capability"].checkpoint.values.tolist() == [30]

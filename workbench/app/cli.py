@@ -20,6 +20,7 @@ import click
 
 from workbench import __version__
 from workbench.app.checkpoint_commands import checkpoints
+from workbench.app.compare_command import compare_command
 from workbench.app.echo import echo
 from workbench.app.export_command import export_command
 from workbench.app.probe_commands import probe_command
@@ -144,7 +145,8 @@ def demo(
     experiment.train_main(until=fork)
     for arm in ("continue", "curriculum"):
         experiment.train_arm(arm, fork)
-    page = write_report(into)
+    echo("probing where the last capability came from")
+    page = write_report(into, causes=True)
     echo(f"\nreport: {page}")
     _next(
         "workbench plot router-load RUN -o load.html", "workbench checkpoints list RUN", "make lab",
@@ -155,12 +157,16 @@ def demo(
 @commands.command()
 @RUN
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="By default RUN/report.html.")
+@click.option(
+    "--causes", is_flag=True,
+    help="Load models to find where the last capability came from, unless that is kept.",
+)  # fmt: skip
 @JSON
-def report(run: Path, out: Path | None, as_json: bool) -> None:
+def report(run: Path, out: Path | None, causes: bool, as_json: bool) -> None:
     """Write the report of RUN: one HTML page that asks nobody for anything."""
     from workbench.app.report import write_report
 
-    page = write_report(run, out)
+    page = write_report(run, out, causes=causes)
     echo(json.dumps({"report": str(page)}) if as_json else str(page))
 
 
@@ -252,7 +258,9 @@ def lab(folder: Path) -> None:
     sys.exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
 
 
-for command in (checkpoints, export_command, gc, probe_command, results, verify):
+for command in (
+    checkpoints, compare_command, export_command, gc, probe_command, results, verify,
+):  # fmt: skip
     commands.add_command(command)
 
 

@@ -198,7 +198,8 @@ def _client(workers: int | None, address: str | None) -> Iterator[Any]:
         import distributed
     except ImportError:
         raise UsageError(
-            "Dask's distributed is not installed: pip install 'training-dynamics-workbench[probes]'."
+            "Dask's distributed is not installed: "
+            "pip install 'training-dynamics-workbench[probes]'."
         ) from None
     if address is not None:
         try:
