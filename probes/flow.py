@@ -17,9 +17,10 @@ would not do: both layers change where a text ends.) p is the share of deals at 
 informative; at the 99 of the default it is 0.01 or more. NaN with one text.
 
 The interval and the bias taken off plug_in to give information: jackknife over blocks of text (rows
-where known). NaN where there are fewer than 10 token pairs for each of the E x E cells: the bias
-of so thin a table cannot be taken off, and p alone has a meaning. Expect information where the same token always goes the same way in both layers: flow
-is not by itself a path that was learnt. It can come out slightly below 0 where there is none.
+where known). NaN where there are fewer than 10 token pairs for each of the E x E cells: the bias of
+so thin a table cannot be taken off, and p alone has a meaning. Expect information where the same
+token always goes the same way in both layers: flow is not by itself a path that was learnt. It can
+come out slightly below 0 where there is none.
 
 Sources: mutual information, Shannon 1948; the bias, Panzeri & Treves 1996, and jackknife.py.
 """
