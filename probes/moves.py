@@ -12,15 +12,17 @@ not have to be decided beforehand, and neither walks nor trends, straight or ben
 
 Which blend. Of all blends within a 95 % confidence region (likelihood ratio, three parameters) the
 one in which the move is least remarkable: where a move and a random walk cannot be told apart, it
-is no move (after Berger & Boos 1994, J. Am. Stat. Assoc. 89, without their correction by the
-region's 5 %; what remains is measured by tests/probes/rates_lead_lag.py).
+is no move.
 
 Score. The greatest t over all ramps: height over its standard error, with the sign of the height.
 
 p. Blocks of the whitened series, its trend removed and its move left in, are put into random order
 and the whole search is repeated. Blocks are as long as the whitened residual still remembers,
 so that what memory the model missed survives. Leaving the move in costs power for steps in
-a random walk, and is what keeps walks with heavy tails from false alarms. Floor 1/(n_perm + 1).
+a random walk, and is what keeps walks with heavy tails from false alarms. Where this p is under
+DOUBT a second one is taken, and the greater counts: the series is whitened by the blend that fits
+best without any move, its blocks put into random order, the wandering put back, and the blend
+chosen anew in every arrangement. Floor 1 / (n_perm + 1).
 
 Draws of `at`. Blocks of the residual are resampled around the fitted move, the search is repeated;
 plus where in its bin each fell.
@@ -30,16 +32,13 @@ It misleads where a series moves twice: the greater move is reported, the other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from probes.resample import Floats
+from probes.wandering import Blend, Ramps, least_remarkable, likeliest_without_move, prepared
 from workbench.errors import UsageError
 
 FEWEST = 16
@@ -48,17 +47,14 @@ FEWEST = 16
 MOST = 168
 """Values of a series on which it is tested; longer ones are pooled to that before."""
 
-MEMORIES = (0.0, 0.4, 0.7, 0.9)
-"""Correlations of the AR(1) process from one value to the next that are tried."""
+DOUBT = 0.05
+"""p up to which the blend is estimated anew in every arrangement, which takes longer."""
 
-WALKS = (0.0, 1e-3, 1e-2, 0.1, 1.0)
-"""Variances of a step of the random walk over that of the AR(1) process that are tried."""
+BATCH = 250
+"""Arrangements at a time."""
 
-BENDS = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
-"""The same of the slope's random walk, which makes a smooth bend."""
-
-SLACK = 3.9
-"""Log-likelihood that a blend may lose against the best: half the 95 % quantile of chi^2(3)."""
+ENOUGH = 40
+"""Arrangements at or beyond the score after which p is known well enough."""
 
 # Shapes: S series, N times, G ramps, T regressors of the trend, D draws.
 
@@ -153,172 +149,68 @@ def greatest_moves(
     found = Moves.none(len(series), n_boot)
     if moving.any():
         # Only the gaps matter, and those are the same around most onsets of a run.
-        ramps, blends = _prepared((times - times[0]).tobytes(), tuple(durations), pooled)
+        ramps, blends = prepared((times - times[0]).tobytes(), tuple(durations), pooled)
         for s, chosen, values in zip(
-            np.flatnonzero(moving), _least_remarkable(blends, scaled), scaled, strict=True
+            np.flatnonzero(moving), least_remarkable(blends, scaled)[0], scaled, strict=True
         ):
-            _search(found, int(s), blends[chosen], values, ramps, n_perm, rng)
+            _search(found, int(s), blends, int(chosen), values, ramps, n_perm, rng)
         for of_time in (found.at, found.draws):
             of_time += times[0]
         found.height[:] *= spread[:, 0]
     return found
 
 
-@dataclass(frozen=True)
-class _Ramps:
-    """Every move that is looked for: from 0 to 1 around a time."""
-
-    values: Floats
-    """(time, ramp)"""
-    at: Floats
-    duration: Floats
-    grain: Floats
-    """(ramp,): steps from one ramp of its duration to the next."""
-    trend: Floats
-    """(time, regressor)"""
-
-    @classmethod
-    def of(cls, times: Floats, durations: tuple[float, ...]) -> _Ramps:
-        gap = float(np.median(np.diff(times)))
-        # A move needs a before and an after to be told from the trend.
-        edge = max(3, len(times) // 12)
-        between = (times[:-1] + times[1:]) / 2
-        values, at, lasting, grains = [], [], [], []
-        for duration in sorted({max(float(d), gap) for d in durations}):
-            # The time of a slow move is known less well: an eighth of it will do.
-            stride = max(1, round(duration / (8 * gap)))
-            middles = between[::stride]
-            ramp = np.clip((times[:, None] - middles) / duration + 0.5, 0, 1)
-            fits = ((ramp < 0.5).sum(axis=0) >= edge) & ((ramp > 0.5).sum(axis=0) >= edge)
-            values.append(ramp[:, fits])
-            at.append(middles[fits])
-            lasting.append(np.full(fits.sum(), duration))
-            grains.append(np.full(fits.sum(), stride * gap))
-        clock = np.linspace(-1, 1, len(times)) if times[-1] == times[0] else times - times.mean()
-        trend = np.stack([np.ones_like(clock), clock / np.abs(clock).max()], axis=1)
-        at_R, lasting_R, grains_R = (np.concatenate(parts) for parts in (at, lasting, grains))
-        return cls(np.concatenate(values, axis=1), at_R, lasting_R, grains_R, trend)
-
-
-def _covariances(times: Floats, pooled: int) -> Iterator[tuple[float, Floats]]:
-    """Each blend of an AR(1) process and a random walk: its walk, and its covariance."""
-    clock = (times - times[0]) / np.median(np.diff(times))
-    apart = np.abs(clock[:, None] - clock)
-    # Of means over `pooled` steps of a walk that starts at 0 (Working 1960, Econometrica 28).
-    walk = np.minimum(clock[:, None], clock) + 0.5 * (pooled + 1) / pooled
-    np.fill_diagonal(walk, clock + (pooled + 1) * (2 * pooled + 1) / (6 * pooled**2))
-    # A slope that walks: the smoothing spline's process (Wahba 1978, J. R. Statist. Soc. B 40).
-    first, last = np.minimum(clock[:, None], clock), np.maximum(clock[:, None], clock)
-    bend = first**2 * (3 * last - first) / 6
-    for curl in BENDS:
-        for memory in MEMORIES:
-            stationary = np.where(apart == 0, 1.0, memory**apart)
-            for share in WALKS:
-                yield share, stationary + share * walk + curl * bend
-        yield np.inf, walk + curl * bend
-
-
-@dataclass(frozen=True)
-class _Blend:
-    """One covariance, and everything whitened by it, the trend projected out."""
-
-    walk: float
-    root: Floats
-    trend: Floats
-    """(time, regressor), orthonormal"""
-    ramps: Floats
-    """(time, ramp), of length 1"""
-    lengths: Floats
-    fixed: float
-    """The part of the log-likelihood that no series enters."""
-
-    @classmethod
-    def of(cls, walk: float, covariance: Floats, ramps: _Ramps) -> _Blend:
-        """The blend of this covariance."""
-        root: Any = np.linalg.cholesky(covariance)
-        trend, upper = np.linalg.qr(solve_triangular(root, ramps.trend, lower=True))
-        white = solve_triangular(root, ramps.values, lower=True)
-        white -= trend @ (trend.T @ white)
-        lengths = np.sqrt((white**2).sum(axis=0))
-        fixed = -np.log(np.diag(root)).sum() - np.log(np.abs(np.diag(upper))).sum()
-        return cls(walk, root, trend, white / lengths, lengths, float(fixed))
-
-    def whitened(self, values: Floats) -> Floats:
-        """(time, ...), without trend."""
-        white = solve_triangular(self.root, values, lower=True)
-        return np.asarray(white - self.trend @ (self.trend.T @ white))
-
-    def best(self, white: NDArray[np.floating[Any]]) -> tuple[NDArray[np.intp], Floats, Floats]:
-        """Of whitened draws (draw, time): the best ramp, its height, its squared t."""
-        heights = white @ self.ramps
-        best = np.abs(heights).argmax(axis=1)
-        height = heights[np.arange(len(white)), best]
-        rest = np.maximum((white**2).sum(axis=1) - height**2, 1e-12)
-        freedom = white.shape[1] - self.trend.shape[1] - 1
-        return best, height, height**2 / rest * freedom
-
-
-@lru_cache(maxsize=2)
-def _prepared(
-    times: bytes, durations: tuple[float, ...], pooled: int
-) -> tuple[_Ramps, list[_Blend]]:
-    """What does not depend on the series."""
-    clock = np.frombuffer(times)
-    ramps = _Ramps.of(clock, durations)
-    return ramps, [_Blend.of(*blend, ramps) for blend in _covariances(clock, pooled)]
-
-
-def _least_remarkable(blends: list[_Blend], series: Floats) -> NDArray[np.intp]:
-    """(series,): of the blends that its likelihood allows, that with the least score."""
-    likelihoods, squared = [], []
-    for blend in blends:
-        white = blend.whitened(series.T).T
-        best, height, t_squared = blend.best(white)
-        rest = np.maximum((white**2).sum(axis=1) - height**2, 1e-12)
-        freedom = white.shape[1] - blend.trend.shape[1] - 1
-        likelihoods.append(blend.fixed - np.log(blend.lengths[best]) - 0.5 * freedom * np.log(rest))
-        squared.append(t_squared)
-    likelihood = np.array(likelihoods)
-    allowed = likelihood >= likelihood.max(axis=0) - SLACK
-    return np.where(allowed, np.array(squared), np.inf).argmin(axis=0)
-
-
 def _search(
     found: Moves,
     s: int,
-    blend: _Blend,
+    blends: list[Blend],
+    chosen: int,
     values: Floats,
-    ramps: _Ramps,
+    ramps: Ramps,
     n_perm: int,
     rng: np.random.Generator,
 ) -> None:
     """Fills in series `s`."""
+    blend = blends[chosen]
     white = blend.whitened(values)
-    best, height, squared = (x[0] for x in blend.best(white[None]))
-    residual = white - height * blend.ramps[:, best]
+    best = blend.best(white[None])
+    ramp, height, squared = int(best.ramp[0]), float(best.height[0]), float(best.squared[0])
+    residual = white - height * blend.ramps[:, ramp]
     block = memory_of(residual)
-    found.at[s], found.duration[s] = ramps.at[best], ramps.duration[best]
-    found.height[s] = height / blend.lengths[best]
+    found.at[s], found.duration[s] = ramps.at[ramp], ramps.duration[ramp]
+    found.height[s] = height / blend.lengths[ramp]
     found.score[s] = np.sign(height) * np.sqrt(squared)
     found.block[s], found.walk[s] = block, blend.walk
-    single = _single(blend)
+    trend = blend.trend.astype(np.float32)
     shuffled = shuffled_blocks(white.astype(np.float32), block, n_perm, rng)
-    shuffled -= shuffled @ single.trend @ single.trend.T
+    shuffled -= shuffled @ trend @ trend.T
     # A hair of slack, so that rounding does not part an arrangement from its equal.
-    beyond = single.best(shuffled)[2] >= squared * (1 - 1e-5)
+    beyond = blend.best(shuffled).squared >= squared * (1 - 1e-5)
     found.p[s] = (1 + beyond.sum()) / (1 + n_perm)
+    if found.p[s] <= DOUBT:
+        found.p[s] = max(found.p[s], _anew(blends, values, squared, n_perm, rng))
     n_boot, n = len(found.draws), len(values)
     noise = drawn_blocks(residual, block, n_boot, rng) * np.sqrt(n / (n - 3))
     noise -= noise @ blend.trend @ blend.trend.T
-    again = single.best((height * blend.ramps[:, best] + noise).astype(np.float32))[0]
+    again = blend.best((height * blend.ramps[:, ramp] + noise).astype(np.float32)).ramp
     found.draws[:, s] = ramps.at[again] + rng.uniform(-0.5, 0.5, n_boot) * ramps.grain[again]
 
 
-def _single(blend: _Blend) -> _Blend:
-    """In single precision, which a rank among random draws does not notice."""
-    trend: Any = blend.trend.astype(np.float32)
-    ramps: Any = blend.ramps.astype(np.float32)
-    return replace(blend, trend=trend, ramps=ramps)
+def _anew(
+    blends: list[Blend], values: Floats, squared: float, n_perm: int, rng: np.random.Generator
+) -> float:
+    """p with the blend estimated anew in every arrangement, as it was for the series."""
+    null = likeliest_without_move(blends, values)
+    white = null.whitened(values)
+    block = memory_of(white)
+    beyond = done = 0
+    while done < n_perm and beyond < ENOUGH:
+        draws = min(BATCH, n_perm - done)
+        shuffled = shuffled_blocks(white.astype(np.float32), block, draws, rng)
+        again = shuffled @ null.root.T.astype(np.float32)
+        beyond += int((least_remarkable(blends, again)[1] >= squared).sum())
+        done += draws
+    return (1 + beyond) / (1 + done)
 
 
 def pooled_by(width: int, times: Floats, series: Floats) -> tuple[Floats, Floats]:

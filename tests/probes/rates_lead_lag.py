@@ -79,7 +79,7 @@ def drawn(world: World, others: list[PlantedSignal], seed: int) -> tuple[xr.Data
     answers = evaluations_record(
         {"code/add": skill}, checkpoints=STEPS // world.every + 1, every=world.every, seed=seed
     )
-    options: dict[str, Any] = {"n_perm": 999, "n_boot": 200, "seed": seed} | world.options
+    options: dict[str, Any] = {"n_perm": 499, "n_boot": 200, "seed": seed} | world.options
     if world.fork:
         options["start"] = 700
     return lead_lag(answers, "code/add", signals=seen, **options), skill.onset() - at
