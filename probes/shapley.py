@@ -15,8 +15,8 @@ sampled   n_permutations / 2 pairs of orders, each with its reverse (antithetic:
 
 The interval is about other items of the same kind, with the sampling of orders on top where there
 is any: bootstrap over items and over pairs at once. Where an item's value is a right or wrong
-answer, Bonett & Price's adjustment is used instead (one item more each way), since a bootstrap of
-answers that never change says [0, 0], which is not known.
+answer, Bonett & Price's adjustment is used instead (one item more each way, of the size of the
+part's effects), since a bootstrap of answers that never change says [0, 0], which is not known.
 
 It misleads where the value of a half-exchanged model means little: Shapley values share out the
 gain whatever the coalitions on the way look like. Read them with `alone` and `last`, the first and
@@ -96,16 +96,18 @@ class ShapleyValues:
                 [-1, 1].
             n_boot, seed: bootstrap draws; not used with `answers`.
         """
-        if answers:
-            return adjusted_interval(self.by_item, self.standard_error)
         pairs, _, items = self.by_pair.shape
+        # Few pairs give an uncertain standard error: Student's t where the normal would be short.
+        wider = 1.0 if self.exact else _reach(pairs - 1) / _reach(np.inf)
+        if answers:
+            return adjusted_interval(self.by_item, wider * self.standard_error)
         rng = np.random.SeedSequence(seed).generate_state(2)
         weights_DI = bootstrap_weights(items, n_boot, int(rng[0])) / items
         draws_DM = weights_DI @ self.by_item.T
         if not self.exact:
             weights_DP = bootstrap_weights(pairs, n_boot, int(rng[1])) / pairs
             # The spread of a bootstrap of P units is too small by sqrt((P - 1) / P).
-            wider = np.sqrt(pairs / (pairs - 1))
+            wider *= np.sqrt(pairs / (pairs - 1))
             draws_DM += wider * (weights_DP @ self.by_pair.mean(-1) - self.values)
         low, high = percentile_interval(draws_DM, items)
         return np.stack([np.fmin(low, self.values), np.fmax(high, self.values)])
@@ -162,10 +164,14 @@ def shapley(
 
 
 def adjusted_interval(values: Floats, standard_error: Floats) -> Floats:
-    """(2, part): 95 % of the means of values in [-1, 1], one item more at each end, sampling added.
+    """(2, part): 95 % of the mean of what parts add to answers, sampling added.
+
+    One item is added each way, as large as the part's effect on the items that it has any on (root
+    mean square; 1 where there is none). For values of -1, 0 and 1 that is Bonett & Price's
+    interval.
 
     Args:
-        values: (part, item).
+        values: (part, item), in [-1, 1].
         standard_error: (part,), of anything else that varies; 0 for nothing.
 
     Example:
@@ -173,10 +179,22 @@ def adjusted_interval(values: Floats, standard_error: Floats) -> Floats:
         [-0.0433, 0.0433]
     """
     items = values.shape[1] + 2
+    # Sums of thirds and the like leave 1e-17 where nothing changed.
+    changed = (np.abs(values) > 1e-9).sum(1)
+    squares = (values**2).sum(1)
+    size2 = np.divide(squares, changed, out=np.ones_like(squares), where=changed > 0)
     mean = values.sum(1) / items
-    variance = ((values**2).sum(1) + 2) / items - mean**2
-    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(variance / items + standard_error**2)
-    return np.clip(np.stack([mean - half, mean + half]), -1, 1)
+    variance = (squares + 2 * size2) / items - mean**2
+    half = _reach(np.inf) * np.sqrt(variance / items + standard_error**2)
+    point = values.mean(1)
+    return np.stack(
+        [np.fmin(np.maximum(mean - half, -1), point), np.fmax(np.minimum(mean + half, 1), point)]
+    )
+
+
+def _reach(freedom: float) -> float:
+    """Half the width of a 95 % interval in standard errors: Student's t, 1.96 at infinity."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _exact(value: Value, n_parts: int) -> ShapleyValues:

@@ -183,6 +183,12 @@ def test_the_gap_of_answers_has_the_interval_of_bonett_and_price():
     )
 
 
+def test_half_of_an_answer_has_half_of_the_interval():
+    changed = np.repeat([1.0, -1.0, 0.0], [12, 3, 45])
+    whole, half = (adjusted_interval(f * changed[None], np.zeros(1))[:, 0] for f in (1.0, 0.5))
+    assert np.allclose(half, whole / 2)
+
+
 def test_one_part_has_the_whole_gap():
     found = shapley(lambda m: np.array([1.0, 2.0]) * m[0], 1)
     assert found.values.tolist() == [1.5]
