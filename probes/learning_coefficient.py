@@ -68,9 +68,9 @@ _ALONE = threading.Lock()
 def learning_coefficient(
     subject: Subject,
     *,
-    lr: float = 1e-5,
+    lr: float = 1e-4,
     n_beta: float | None = None,
-    localization: float = 100.0,
+    localization: float = 1000.0,
     chains: int = 4,
     draws: int = 200,
     burn_in: int = 100,
@@ -82,10 +82,12 @@ def learning_coefficient(
 
     Args:
         subject: a checkpoint; its weights are left alone.
-        lr: step size of the sampler.
+        lr: step size of the sampler. In flat directions it takes about 2 / (lr x localization)
+            steps to forget where it began; draws and burn_in should be several times that.
         n_beta: inverse temperature times samples; None: n / ln n with n the tokens predicted in a
             batch, devinterp's rule by tokens.
-        localization: strength of the pull back to the checkpoint.
+        localization: strength of the pull back to the checkpoint; flat directions wander about
+            1 / sqrt(localization) away, which should be little beside the weights themselves.
         chains: independent chains.
         draws, burn_in: steps that count, and steps before them that do not.
         batch_rows: rows of a step; None: all, at most 32. With all of them the loss at the
