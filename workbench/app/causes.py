@@ -135,4 +135,9 @@ def _ask(
         source, question.probe, params={question.probe: dict(question.params)}, against=against,
         compute=compute, progress=progress,
     )  # fmt: skip
-    return found.get(question.probe)
+    answer = found.get(question.probe)
+    if answer is None:
+        return None
+    # One checkpoint, one task: what is left is the answer itself.
+    single = [dim for dim in ("checkpoint", "task") if answer.sizes.get(dim) == 1]
+    return answer.squeeze(single)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
+import xarray as xr
 
+from probes.registry import names
 from workbench import figures
 from workbench.app.study import LONG_POINTS, Study, is_long
 from workbench.errors import RunNotFound, UsageError
@@ -33,8 +35,8 @@ def plot_names() -> list[str]:
     """Names for `draw`, in the order of the report.
 
     Example:
-        >>> plot_names()
-        ['loss', 'emergence', 'arms', 'router-load', 'balance', 'saturation']
+        >>> plot_names()[:4]
+        ['loss', 'emergence', 'arms', 'router-load']
     """
     return list(PLOTS)
 
@@ -43,7 +45,7 @@ def draw(name: str, run: Run | Study, *, x: ClockName = "step") -> go.Figure:
     """The figure `name` of a run.
 
     Args:
-        name: one of `plot_names()`.
+        name: one of `plot_names()`, or any probe's (`probes.names()`): then its first quantity.
         run: an open run; router-load draws the branch it was opened on, unless that is a trunk
             which ends at its forks: then the last arm. The others draw all arms.
         x: clock of the x axis; arms has none.
@@ -52,12 +54,18 @@ def draw(name: str, run: Run | Study, *, x: ClockName = "step") -> go.Figure:
         UsageError: no such figure; the message names those there are.
         RunNotFound: the record lacks what the figure takes.
     """
-    if name not in PLOTS:
-        near = difflib.get_close_matches(name, PLOTS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"no figure {name!r}; there are {', '.join(PLOTS)}{hint}")
-    study = run if isinstance(run, Study) else Study(run)
-    return PLOTS[name].draw(study, x)
+    study = run if isinstance(run, Study) else Study(run, load_models=True)
+    if name in PLOTS:
+        return PLOTS[name].draw(study, x)
+    known = names()
+    if name in known:
+        return _draw_probe(name, study, x)
+    near = difflib.get_close_matches(name, [*PLOTS, *known], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(
+        f"no figure {name!r}; there are {', '.join(PLOTS)}, and each of `workbench probe --list`"
+        f"{hint}"
+    )
 
 
 def draw_load(study: Study, x: ClockName = "step", arm: str | None = None) -> go.Figure:
@@ -108,6 +116,34 @@ def _draw_loss(study: Study, x: ClockName) -> go.Figure:
     )
 
 
+def draw_cause(study: Study, name: str, x: ClockName = "step") -> go.Figure:
+    """One answer about the capability that came last: "transplant", "lead-lag", ..."""
+    causes = study.causes
+    if causes.about is None:
+        raise RunNotFound(
+            f"{name} is about a capability that arrived in the final stretch; none did in "
+            f"{study.run.path}."
+        )
+    if name not in causes.found:
+        raise RunNotFound(
+            f"{name} of {causes.about.task}: {causes.missing[name].rstrip('.')}. "
+            f"`workbench report {study.run.path} --causes` computes it where it can be."
+        )
+    draw = figures.leads if name == "lead-lag" else figures.transplant
+    return draw(causes.found[name], code=code_of_cause(name, study))
+
+
+def _draw_probe(name: str, study: Study, x: ClockName) -> go.Figure:
+    """Any probe's result along the study's branch."""
+    from probes.examine import examine
+
+    run = study.run if study.run.branch in study.arms else study.arms[list(study.arms)[-1]]
+    result = examine(run, name)[name]
+    return figures.probe_result(
+        result, name=name, marks=study.marks, x=x, code=code_of_probe(name, study, run.branch)
+    )
+
+
 PLOTS = {
     plot.name: plot
     for plot in (
@@ -117,8 +153,30 @@ PLOTS = {
         Plot("router-load", "Where do the tokens go?", draw_load),
         Plot("balance", "Is the load even?", _draw_balance),
         Plot("saturation", "When does the routing settle?", _draw_saturation),
+        Plot(
+            "transplant",
+            "Which part did the last capability come with?",
+            lambda study, x: draw_cause(study, "transplant", x),
+        ),
+        Plot(
+            "lead-lag",
+            "What moved before the last capability came?",
+            lambda study, x: draw_cause(study, "lead-lag", x),
+        ),
     )
 }
+
+DRAWN = (
+    "load",
+    "balance",
+    "saturation",
+    "churn",
+    "capability",
+    "emergence",
+    "transplant",
+    "lead-lag",
+)
+"""Probes that have figures of their own."""
 
 
 def _require(study: Study, there: bool, name: str, needs: str, measure: str) -> None:
@@ -173,3 +231,55 @@ def code(name: str, study: Study, arm: str = "") -> str:
     if any("marks" in line for line in lines):
         opening.append("marks = figures.marks_of(run)")
     return "\n".join([*opening, *lines])
+
+
+def code_of_cause(name: str, study: Study) -> str:
+    """Python that asks about the last capability again."""
+    about = study.causes.about
+    assert about is not None
+    opening = [
+        "import probes",
+        "from workbench import figures, open_run",
+        "",
+        f"run = open_run({str(study.run.path)!r}, {about.arm!r})",
+    ]
+    if name == "lead-lag":
+        lines = [f"figures.leads(probes.lead_lag(run, {about.task!r}))"]
+    else:
+        grain = ", parts='kind-layer', n_permutations=8" if name != "transplant" else ""
+        before = max(s for s in study.arms[about.arm].checkpoints.steps if s <= study.final_start)
+        lines = [
+            f"before, after = run.checkpoints.at({before}), run.checkpoints[-1]",
+            f"figures.transplant(probes.transplant(before, after, {about.task!r}{grain}))",
+        ]
+    return "\n".join([*opening, *lines])
+
+
+def code_of_probe(name: str, study: Study, branch: str) -> str:
+    """Python that runs a probe by name and draws what it found."""
+    return "\n".join(
+        [
+            "import probes",
+            "from workbench import figures, open_run",
+            "",
+            f"run = open_run({str(study.run.path)!r}, {branch!r})",
+            f"found = probes.examine(run, {name!r})[{name!r}]",
+            f"figures.probe_result(found, name={name!r}, marks=figures.marks_of(run))",
+        ]
+    )
+
+
+def kept_results(study: Study) -> list[tuple[str, str, xr.Dataset]]:
+    """Name, branch and result of the probes kept in the run, the newest of each and branch; those
+    that have a figure of their own are left out.
+    """
+    if study.run.store is None:
+        return []
+    newest = {}
+    for stored in study.run.results.list():
+        if stored.probe in DRAWN or not {"checkpoints", "record"} & set(stored.inputs):
+            continue
+        branch = str(stored.inputs.get("branch", ""))
+        newest[stored.probe, branch or "checkpoints"] = stored
+    results = [(stored.probe, study.run.results.open(stored)) for stored in newest.values()]
+    return [(name, str(ds.attrs.get("branch", study.run.branch)), ds) for name, ds in results]

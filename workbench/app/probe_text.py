@@ -51,7 +51,8 @@ def as_plain(ds: xr.Dataset) -> dict[str, Any]:
         >>> as_plain(xr.Dataset({"x": ("step", [1.0, float("nan")])}))["data_vars"]["x"]["data"]
         [1.0, None]
     """
-    return _finite(ds.to_dict())  # type: ignore[no-any-return]
+    plain_data: dict[str, Any] = _finite(ds.to_dict())
+    return plain_data
 
 
 def _extent(ds: xr.Dataset) -> str:

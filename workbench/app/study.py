@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -24,6 +24,9 @@ from workbench.figures.bins import by_step
 from workbench.figures.marks import Mark, marks_of
 from workbench.figures.template import arm_colors
 from workbench.run import Run, Window
+
+if TYPE_CHECKING:
+    from workbench.app.causes import Causes
 
 FINAL_SHARE = 0.2
 """Share of the tokens that counts as the final stretch of a run without forks and phases."""
@@ -43,14 +46,16 @@ class Study:
     Args:
         run: the open run, on any of its branches.
         n_boot: bootstrap draws of every interval.
+        load_models: whether checkpoints are loaded for what is not kept of them yet.
 
     Example:
         >>> Study(workbench.open_run("runs/demo")).arms                     # doctest: +SKIP
         {'continue': Run ..., 'curriculum': Run ...}
     """
 
-    def __init__(self, run: Run, *, n_boot: int = BOOT) -> None:
+    def __init__(self, run: Run, *, n_boot: int = BOOT, load_models: bool = False) -> None:
         self.run = run
+        self.load_models = load_models
         self.n_boot = n_boot
         self.missing: dict[str, str] = {}
         """What could not be measured, by name, and why: filled as measures are asked for."""
@@ -195,6 +200,13 @@ class Study:
             names = {"arm_a": self.baseline, "arm_b": arm, "run": self.run.name}
             found[arm] = pair.assign_attrs(names)
         return found
+
+    @cached_property
+    def causes(self) -> Causes:
+        """What is known of why the capability that came last did."""
+        from workbench.app.causes import causes
+
+        return causes(self, compute=self.load_models, progress=self.load_models)
 
     @cached_property
     def mixes(self) -> xr.DataArray | None:

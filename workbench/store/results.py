@@ -26,7 +26,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from workbench.errors import SchemaError
+from workbench.errors import RunNotFound, SchemaError
 from workbench.provenance import provenance
 from workbench.store.result_key import HOME, NAMED, Asked, check_name, digest
 from workbench.store.run_store import RunStore
@@ -141,6 +141,13 @@ class Results:
     ) -> xr.Dataset | None:
         """The result that is kept for these inputs, lazy; None where there is none."""
         return self._open(Asked(probe, version, inputs, params or {}).path)
+
+    def open(self, stored: Stored) -> xr.Dataset:
+        """One that `list` named, lazy; RunNotFound where it was dropped since."""
+        found = self._open(stored.path)
+        if found is None:
+            raise RunNotFound(f"the result {stored.path} is no longer kept.")
+        return found
 
     def list(self, probe: str | None = None) -> list[Stored]:
         """Every result that is kept, or those of one probe, by name and time."""

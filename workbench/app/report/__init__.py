@@ -21,9 +21,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from workbench import __version__, open_run
+from workbench.app.report.blocks import Picture
 from workbench.app.report.doubts import doubts
 from workbench.app.report.origin import checkpoint_table, origin
-from workbench.app.report.story import Picture, sections, summary
+from workbench.app.report.story import sections, summary
 from workbench.app.study import Study
 from workbench.errors import UsageError
 from workbench.figures.page import DRAW, cell_text, policy, to_fragment
@@ -33,7 +34,11 @@ __all__ = ["render", "write_report"]
 
 
 def write_report(
-    run_path: str | Path, out: str | Path | None = None, plotlyjs: Literal["inline"] = "inline"
+    run_path: str | Path,
+    out: str | Path | None = None,
+    plotlyjs: Literal["inline"] = "inline",
+    *,
+    causes: bool = False,
 ) -> Path:
     """Writes the report of a run as one HTML file and returns where it is.
 
@@ -41,6 +46,8 @@ def write_report(
         run_path: the run's folder.
         out: the file; by default report.html in the run's folder. Its folder is made if need be.
         plotlyjs: "inline", the only way so far: plotly.js stands in the page (5 MB), once.
+        causes: load models to find where the last capability came from, unless that is kept; else
+            what is kept is shown.
 
     Returns:
         The path. The file appears whole or not at all; one that was there is replaced.
@@ -56,7 +63,7 @@ def write_report(
         raise UsageError(
             f"{target} is a folder; give a file, for example {target / 'report.html'}."
         )
-    page = render(Study(open_run(run_path)))
+    page = render(Study(open_run(run_path), load_models=causes))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:

@@ -2,15 +2,14 @@
 
 Needs   a Study.
 Yields  `summary`, a few sentences; `sections`: what ran, what changed in the final stretch, when
-        capabilities came, what the arms bought, how routing changed.
+        capabilities came, where and why, what the arms bought, how routing changed, and what other
+        probes measured.
 
 A section whose record is missing stays, and says what is missing and how to get it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,73 +17,22 @@ import plotly.graph_objects as go
 
 from workbench import figures
 from workbench.app import plots
+from workbench.app.report.blocks import Facts, Missing, Numbers, Section, Words, picture
 from workbench.app.report.ran import facts, mix_table
 from workbench.app.report.stretch import change_table, stretch_words
+from workbench.app.report.why import others, why
 from workbench.app.study import Study
 from workbench.errors import RunNotFound
-from workbench.figures.caption import Caption, Table
+from workbench.figures.caption import Table
 from workbench.figures.tasks import by_family
 from workbench.figures.wording import plain
-
-
-@dataclass(frozen=True)
-class Words:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and values, a line each."""
-
-    rows: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A table with its heading."""
-
-    title: str
-    table: Table
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with the words around it."""
-
-    id: str
-    figure: go.Figure
-    open: bool = False
-    """Whether its table is unfolded."""
-
-    @property
-    def caption(self) -> Caption:
-        return figures.caption_of(self.figure)
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What a section would have shown, and why it cannot."""
-
-    text: str
-
-
-@dataclass
-class Section:
-    """A chapter of the page."""
-
-    id: str
-    title: str
-    blocks: list[Any] = field(default_factory=list)
 
 
 def summary(study: Study) -> list[str]:
     """What a hurried reader should take away: one sentence each, from the numbers of the
     figures."""
     said = [stretch_words(study)]
-    for name in ("emergence", "arms", "balance", "saturation"):
+    for name in ("emergence", "transplant", "lead-lag", "arms", "balance", "saturation"):
         try:
             said.append(figures.caption_of(plots.draw(name, study)).sentence)
         except RunNotFound:
@@ -94,7 +42,10 @@ def summary(study: Study) -> list[str]:
 
 def sections(study: Study) -> list[Section]:
     """The chapters in the order in which they are read."""
-    return [ran(study), changed(study), came(study), bought(study), routing(study)]
+    return [
+        ran(study), changed(study), came(study), why(study), bought(study), routing(study),
+        others(study),
+    ]  # fmt: skip
 
 
 def ran(study: Study) -> Section:
@@ -107,7 +58,7 @@ def ran(study: Study) -> Section:
         blocks.append(
             Numbers("Data mix, % of the tokens", mix, "As counted by the routers, not as planned.")
         )
-    blocks.append(_picture("loss", partial(plots.draw, "loss", study)))
+    blocks.append(picture("loss", partial(plots.draw, "loss", study)))
     return Section("ran", "What ran", blocks)
 
 
@@ -128,7 +79,7 @@ def changed(study: Study) -> Section:
 
 def came(study: Study) -> Section:
     """Onsets."""
-    blocks: list[Any] = [_picture("emergence", partial(plots.draw, "emergence", study))]
+    blocks: list[Any] = [picture("emergence", partial(plots.draw, "emergence", study))]
     if study.onsets:
         note = (
             "Onset: where accuracy gets half-way from chance to perfect and stays; 95 % interval "
@@ -144,7 +95,7 @@ def bought(study: Study) -> Section:
     blocks: list[Any] = []
     for arm in study.differences:
         blocks.append(
-            _picture(f"arms-{len(blocks)}", partial(plots.draw_arms, study, arm=arm), True)
+            picture(f"arms-{len(blocks)}", partial(plots.draw_arms, study, arm=arm), True)
         )
     if not blocks:
         blocks = [_missing_arms(study)]
@@ -167,9 +118,9 @@ def routing(study: Study) -> Section:
     """Load, balance, saturation."""
     blocks: list[Any] = []
     for i, arm in enumerate(study.arms):
-        blocks.append(_picture(f"router-load-{i}", partial(_load, study, arm, bool(i))))
-    blocks.append(_picture("balance", partial(plots.draw, "balance", study)))
-    blocks.append(_picture("saturation", partial(plots.draw, "saturation", study)))
+        blocks.append(picture(f"router-load-{i}", partial(_load, study, arm, bool(i))))
+    blocks.append(picture("balance", partial(plots.draw, "balance", study)))
+    blocks.append(picture("saturation", partial(plots.draw, "saturation", study)))
     return Section("routing", "How routing changed", blocks)
 
 
@@ -182,13 +133,6 @@ def _load(study: Study, arm: str, late: bool) -> go.Figure:
     code = plots.code("router-load", study, arm)
     code = code.replace(whole, f"figures.expert_load(load.sel(step={cut}),")
     return figures.expert_load(own, marks=study.marks, code=code)
-
-
-def _picture(id: str, make: Callable[[], go.Figure], open: bool = False) -> Picture | Missing:
-    try:
-        return Picture(id, make(), open)
-    except RunNotFound as error:
-        return Missing(str(error))
 
 
 def onset_table(study: Study) -> Table:
