@@ -6,6 +6,10 @@
     wb.figures.arms(difference)           what did an arm buy?
     wb.figures.saturation(settled)        when does the routing settle?
     wb.figures.loss(train)                how did training go?
+    wb.figures.transplant(parts)          which part did a capability come from?
+    wb.figures.leads(leads)               which signals moved before it?
+    wb.figures.lesions(lesion, task=...)  which experts does it need?
+    wb.figures.probe_result(found)        what did any probe find?
     wb.figures.to_html(fig)               one self-contained page; the only way out of a notebook
 
 Every figure holds a sentence in words, a table and its provenance: `wb.figures.caption_of(fig)`.
@@ -24,12 +28,16 @@ if TYPE_CHECKING:
     from workbench.figures.caption import Caption as Caption
     from workbench.figures.caption import caption_of as caption_of
     from workbench.figures.figure import show_config as show_config
+    from workbench.figures.lead_lag import leads as leads
+    from workbench.figures.lesion_curves import lesions as lesions
     from workbench.figures.load_balance import balance as balance
     from workbench.figures.page import to_html as to_html
+    from workbench.figures.probe_lines import probe_result as probe_result
     from workbench.figures.router_load import expert_load as expert_load
     from workbench.figures.router_saturation import saturation as saturation
     from workbench.figures.template import arm_colors as arm_colors
     from workbench.figures.training_loss import loss as loss
+    from workbench.figures.transplant_waterfall import transplant as transplant
 
 # No file is named like the function in it: importing the file would hide the function.
 _HOMES = {
@@ -39,6 +47,10 @@ _HOMES = {
     "arms": "arm_forest",
     "saturation": "router_saturation",
     "loss": "training_loss",
+    "transplant": "transplant_waterfall",
+    "leads": "lead_lag",
+    "lesions": "lesion_curves",
+    "probe_result": "probe_lines",
     "to_html": "page",
     "show_config": "figure",
     "caption_of": "caption",
