@@ -16,8 +16,8 @@ fit. It answers "other items, same training run". A rise that is over within a g
 checkpoints lies anywhere in it: the interval then takes in the gap but for 2.5 % at either end.
 
 Refused, with the reason in place of a number: a task that does not rise (its plateau's likelihood
-ratio against guessing throughout, with the best constant allowed, has p over 0.01); one half
-acquired before the first checkpoint or after the last, where a fit would extrapolate.
+ratio against the best constant has p over 0.01); one of which more than a quarter was there at the
+first checkpoint, or less than half at the last, where a fit would extrapolate.
 
 It misleads where the course is not logistic: on a rise in two stages the age lies between them.
 Compare `share_explained`, of the deviance that a constant leaves.
@@ -42,6 +42,9 @@ FITS = 300
 
 RISES = 0.01
 """The p at or under which a task is said to rise."""
+
+BEGUN = 1 / 4
+"""Share of the rise that may be done at the first checkpoint: what came before is extrapolated."""
 
 ROUNDS = 25
 """Rounds of Fisher scoring of a draw; it starts at the fit to all items, and needs about 6."""
@@ -125,7 +128,7 @@ def age_of_acquisition(skill: xr.Dataset, *, n_boot: int = FITS, seed: int = 0) 
         share_explained=float(1 - deviance / constant) if constant > 0 else 0.0,
         p=p,
     )
-    reason = _refusal(curves, p, float(middle))
+    reason = _refusal(curves, p, float(middle), float(special.expit(-middle / scale)))
     if reason:
         nothing = dict.fromkeys(("age", "width", "plateau"), float("nan"))
         return Acquisition(**{**vars(found), **nothing, "reason": reason})
@@ -137,7 +140,7 @@ def age_of_acquisition(skill: xr.Dataset, *, n_boot: int = FITS, seed: int = 0) 
     return Acquisition(**{**vars(found), "low": float(low), "high": float(high)})
 
 
-def _refusal(curves: ItemCurves, p: float, middle: float) -> str:
+def _refusal(curves: ItemCurves, p: float, middle: float, begun: float) -> str:
     accuracy = curves.accuracy[0]
     third = max(len(accuracy) // 3, 1)
     if len(accuracy) < 4:
@@ -148,6 +151,8 @@ def _refusal(curves: ItemCurves, p: float, middle: float) -> str:
         return "half of it was there before the first checkpoint"
     if middle > 1:
         return "it has not come half way by the last checkpoint"
+    if begun > BEGUN or accuracy[:2].mean() > BEGUN * accuracy.max():
+        return "too much of it was there at the first checkpoint"
     return ""
 
 
@@ -235,9 +240,12 @@ class _Course:
             # Where the data say nothing of a parameter, the sharpness of a jump, a step may
             # overshoot: it is then taken back, and the next is shorter.
             better = gained > value
+            done = not (gained > value + 1e-9).any() and damping.min() > 1e-2
             now = np.where(better[:, None], tried, now)
             value = np.where(better, gained, value)
             damping = np.clip(np.where(better, damping / 5, damping * 5), 1e-9, 1e3)
+            if done:
+                break
         return now
 
     def _log_likelihood(self, parameters: Floats, right: Floats) -> Floats:

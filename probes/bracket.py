@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from probes.resample import Floats
+from probes.resample import CONFIDENCE, Floats
 
 SIDE = 0.10
 """How often each of the two tests may err."""
@@ -78,7 +78,8 @@ def _extreme(excess: Floats, least_error: float) -> NDArray[np.bool_]:
     sums = np.concatenate([np.zeros((draws, 1)), np.cumsum(excess, axis=1)], axis=1)
     found = np.zeros(checkpoints, dtype=bool)
     quantile = 1 - SIDE
-    single = stats.norm.ppf(quantile)
+    # Few items that happen to agree must not pass for proof.
+    single = stats.norm.ppf((1 + CONFIDENCE) / 2)
     most, most_by_chance = -np.inf, np.full(draws - 1, -np.inf)
     for end in range(1, checkpoints + 1):
         # Means of all stretches that end here; the longest first.

@@ -30,7 +30,10 @@ def test_what_fell_to_the_end_has_not_arrived():
 
 
 def test_a_curve_at_the_level_throughout_bounds_nothing():
-    assert bracket(observed(np.full(15, 0.5), 60, seed=0), 0.5, 0.01) == (-1, 15)
+    found = [bracket(observed(np.full(15, 0.5), 60, seed), 0.5, 0.01) for seed in range(100)]
+    # The worst case of each test, which may err in 10 %: over 19 of 100 is met in 0.2 % of cases.
+    assert sum(before >= 0 for before, _ in found) <= 19
+    assert sum(after < 15 for before, after in found if before < 0) <= 19
 
 
 def test_four_items_that_agree_are_no_proof():
@@ -48,11 +51,11 @@ def test_four_items_that_agree_are_no_proof():
     ],
     ids=["plateau above", "plateau below", "straight"],
 )
-def test_the_bracket_holds_the_truth_in_at_least_95_percent(success):
+def test_the_bracket_holds_the_truth_in_at_least_90_percent(success):
     held = []
     # The first checkpoint at which the probability is at the level.
     true = int(np.argmax(success >= 0.5))
     for seed in range(100):
         before, after = bracket(observed(success, 60, seed), 0.5, 0.01)
         held.append(before < true <= after)
-    assert np.mean(held) >= 0.94
+    assert np.mean(held) >= 0.88
