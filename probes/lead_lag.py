@@ -116,8 +116,9 @@ def lead_lag(
         >>> from workbench.planted.signals import PlantedSignal, signals_record
         >>> skill = PlantedSkill("jump", at=500)
         >>> answers = evaluations_record({"code/add": skill}, every=28, checkpoints=41)
-        >>> seen = signals_record({"a": PlantedSignal(lead=40), "b": PlantedSignal()}, skill)
-        >>> lead_lag(answers, "code/add", signals=seen, n_perm=999)["leads"].values.tolist()
+        >>> planted = {"a": PlantedSignal(lead=40, height=3), "b": PlantedSignal()}
+        >>> seen = signals_record(planted, skill)
+        >>> lead_lag(answers, "code/add", signals=seen, n_perm=499)["leads"].values.tolist()
         [True, False]
     """
     arrival = arrival_of(source, task, onset, level, n_boot, seed)

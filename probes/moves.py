@@ -128,8 +128,8 @@ def greatest_moves(
     Example:
         >>> rng = np.random.default_rng(0)
         >>> step = np.arange(100.0)
-        >>> found = greatest_moves(step, (step >= 60)[None] + 0.2 * rng.normal(size=100), (1.0,))
-        >>> float(found.at[0]), bool(found.p[0] < 0.01)
+        >>> found = greatest_moves(step, 3.0 * (step >= 60)[None] + 0.5 * rng.normal(size=(1, 100)), (1.0,))
+        >>> float(found.at[0]), bool(found.p[0] < 0.05)
         (59.5, True)
     """
     times, series = np.asarray(times, dtype=np.float64), np.asarray(series, dtype=np.float64)
