@@ -141,8 +141,13 @@ def attribution(
         RunNotFound: no such task; "training" text of a run that is not ours.
 
     Example:
-        >>> from workbench.testing import planted_model                        # doctest: +SKIP
-        >>> attribution(subject, task="code", lr=1e-3)["influence"].idxmax("domain")
+        >>> from probes.exam import Exam
+        >>> from workbench.planted.model import planted_model
+        >>> world = planted_model(items=4)
+        >>> exam = Exam(tokens=world.tokens, domains=world.domains, items=world.items)
+        >>> found = attribution(Subject(world.after, exam), lr=1e-3)
+        >>> bool(found["influence"].item() > 0)
+        True
     """
     for name, value, known in (
         ("preconditioner", preconditioner, ("none", "adam")),
