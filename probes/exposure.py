@@ -16,6 +16,8 @@ extrapolated  A skew-normal distribution is fitted to the log-probabilities draw
               its tail read off. Its interval resamples the draws: it takes the shape for granted.
               fit_p, a Kolmogorov-Smirnov p-value, says whether the bulk has that shape; a small one
               warns, a large one does not vouch for the tail.
+              On a planted world of near-normal scores its 95 % held the truth in 79 % of draws:
+              an indication, where `sampled` and `exact` are measurements.
 `exposure` is the exact one where there is one; else the sampled one where at least 20 of the drawn
 were as probable; else the extrapolated one. `method` says which.
 

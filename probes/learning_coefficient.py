@@ -21,6 +21,8 @@ drift (second half less first half, in units of llc: within a tenth of it or not
 chains) and llc is above 0. Below 0 the checkpoint is not at the bottom of anything: the chain found
 lower losses nearby, as it does early in training. NaN: chains that left the finite numbers, or
 bounds from a single chain.
+Short chains may be called unwell though nothing is wrong: rhat needs some
+hundred draws of chains that forget in ten steps. Ask for more draws before giving a setting up.
 
 Sources: Lau et al. 2023, arXiv:2308.12108; computed by devinterp (Timaeus); Gelman & Rubin 1992.
 """
