@@ -117,7 +117,7 @@ def lead_lag(
         >>> skill = PlantedSkill("jump", at=500)
         >>> answers = evaluations_record({"code/add": skill}, every=28, checkpoints=41)
         >>> planted = {"a": PlantedSignal(lead=40, height=3), "b": PlantedSignal()}
-        >>> seen = signals_record(planted, skill)
+        >>> seen = signals_record(planted, skill, every=8)
         >>> lead_lag(answers, "code/add", signals=seen, n_perm=499)["leads"].values.tolist()
         [True, False]
     """

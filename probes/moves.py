@@ -128,7 +128,8 @@ def greatest_moves(
     Example:
         >>> rng = np.random.default_rng(0)
         >>> step = np.arange(100.0)
-        >>> found = greatest_moves(step, 3.0 * (step >= 60)[None] + 0.5 * rng.normal(size=(1, 100)), (1.0,))
+        >>> series = 3.0 * (step >= 60) + 0.5 * rng.normal(size=100)
+        >>> found = greatest_moves(step, series[None], (1.0,), n_perm=499)
         >>> float(found.at[0]), bool(found.p[0] < 0.05)
         (59.5, True)
     """
