@@ -27,6 +27,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from probes.registry import probe
 from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
 from probes.source import Source, group_of
 from workbench.errors import RunNotFound, SchemaError, UsageError
@@ -51,6 +52,12 @@ class Membership:
     """(block, layer, expert): tokens of the block that chose the expert."""
 
 
+@probe(
+    "saturation",
+    question="How far has the routing settled to that of the final checkpoint?",
+    reads="record",
+    needs=("activations",),
+)
 def saturation(
     source: Source, final: int | None = None, *, n_boot: int = BOOT, seed: int = 0
 ) -> xr.Dataset:
@@ -92,6 +99,12 @@ def saturation(
     )
 
 
+@probe(
+    "churn",
+    question="How much of the routing changed since the checkpoint before?",
+    reads="record",
+    needs=("activations",),
+)
 def churn(source: Source, *, n_boot: int = BOOT, seed: int = 0) -> xr.Dataset:
     """How much of the routing changed since the checkpoint before.
 
