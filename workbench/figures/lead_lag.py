@@ -16,6 +16,7 @@ import xarray as xr
 from workbench.errors import SchemaError
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.figure import Figure, finish
+from workbench.figures.tasks import one_task
 from workbench.figures.template import INK, MUTED, arm_colors, faint
 from workbench.figures.wording import label, listed, many, number, plain
 
@@ -28,13 +29,15 @@ _ROW_PX = 22
 
 
 def leads(
-    found: xr.Dataset, *, code: str = "workbench.figures.leads(probes.lead_lag(run, task))"
-) -> go.Figure:
+    found: xr.Dataset, task: str | None = None, *,
+    code: str = "workbench.figures.leads(probes.lead_lag(run, task))",
+) -> go.Figure:  # fmt: skip
     """Dot plot of when signals moved, relative to the onset of one task.
 
     Args:
-        found: `probes.lead_lag` of one task: (signal) lead (steps, above 0: before the onset),
-            lead_low, lead_high, q.
+        found: `probes.lead_lag`: ([task], signal) lead (steps, above 0: before the onset),
+            lead_low, lead_high, q and, where there, leads and lags.
+        task: which, of several; None takes the one with the smallest q.
         code: Python that makes the figure, for the caption.
 
     Raises:
@@ -50,10 +53,14 @@ def leads(
         >>> leads(moved).layout.meta["caption"]["sentence"][:56]
         '1 of 2 signals moved before the onset of code/add (step '
     """
+    if "q" in found:
+        found = one_task(found, task, -found["q"])
+    if "onset" in found.coords and found["onset"].ndim == 0:
+        found = found.assign_attrs(onset=float(found["onset"]))
     if any(n not in found or found[n].dims != ("signal",) for n in ("lead", "q")):
         have = {str(n): tuple(v.dims) for n, v in found.data_vars.items()}
         raise SchemaError(
-            f"found {have or 'nothing'}; expected lead and q (signal) of one task, as "
+            f"found {have or 'nothing'}; expected lead and q (signal), as "
             "probes.lead_lag returns them."
         )
     drawn = _drawn(found)
@@ -176,14 +183,30 @@ def leads_sentence(found: xr.Dataset) -> str:
     when = f"the onset of {task}" + (f" ({at})" if at else "")
     if not known:
         return f"When signals moved around {when} could not be told for any of them."
-    real = [i for i in _drawn(found) if _real(found, i)]
-    before, after = [i for i in real if lead[i] > 0], [i for i in real if lead[i] <= 0]
+    before, after, unclear = _sides(found)
     head = f"{len(before) or 'None'} of {many(known, 'signal')} moved before {when}"
     names = _names(found)
     told = [f"{names[i]} by {_steps(lead[i])} [{_ends(found, i)}]" for i in before]
     said = f"{head}: {listed(told, most=3, longest=120)}." if told else f"{head}."
-    later = f" {many(len(after), 'signal')} moved with it or after it." if after else ""
-    return f"{said}{later} Moving before is not causing."
+    later = f" {many(len(after), 'signal')} moved after it." if after else ""
+    near = (
+        f" {many(len(unclear), 'signal')} moved around it, on which side cannot be told."
+        if unclear else ""
+    )  # fmt: skip
+    return f"{said}{later}{near} Moving before is not causing."
+
+
+def _sides(found: xr.Dataset) -> tuple[list[int], list[int], list[int]]:
+    """Signals that moved before, after, and where it cannot be told; as the probe calls them."""
+    sides: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for i in (i for i in _drawn(found) if _real(found, i)):
+        low, high = _bounds(found, i)
+        lead = float(found["lead"].values[i])
+        first, last = (low > 0, high < 0) if np.isfinite(low + high) else (lead > 0, lead < 0)
+        first = bool(found["leads"].values[i]) if "leads" in found else first
+        last = bool(found["lags"].values[i]) if "lags" in found else last
+        sides[0 if first else 1 if last else 2].append(i)
+    return sides
 
 
 def _ends(found: xr.Dataset, i: int) -> str:
@@ -199,6 +222,8 @@ def _notes(found: xr.Dataset, drawn: list[int]) -> tuple[str, ...]:
         notes.append(f"Not drawn, in the table: {many(left, 'signal')} with a greater q.")
     if unknown:
         notes.append(f"Of {many(unknown, 'signal')} the lead could not be told.")
+    if isinstance(by_chance := found.attrs.get("expected_by_chance"), int | float):
+        notes.append(f"By chance alone {number(by_chance)} would be called leading.")
     if null := found.attrs.get("null"):
         notes.append(f"Chance: {plain(null, 120)}.")
     return tuple(notes)

@@ -21,6 +21,7 @@ from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import Clock, ClockName, clock_of
 from workbench.figures.figure import Figure, finish
 from workbench.figures.lines import Line, band_of, draw_line, hover_of
+from workbench.figures.tasks import one_task
 from workbench.figures.template import TRUNK, arm_colors
 from workbench.figures.wording import many, plain, signed
 
@@ -65,9 +66,10 @@ def lesions(
         'At step 100, accuracy on code/add falls most without layer 0, expert 1: by 0.50.'
     """
     ds = _checked(lesion, measure)
-    task = _task(ds, measure, task)
     names = [measure + end for end in ("", "_low", "_high", "_q") if measure + end in ds]
-    one = ds[names].sel(task=task).stack(place=_PLACE).transpose("checkpoint", "place")
+    one = one_task(ds[names], task, ds[measure])
+    task = str(one.attrs["task"])
+    one = one.stack(place=_PLACE).transpose("checkpoint", "place")
     clock = clock_of(ds, x)
     order = _order(one[measure])
     own = _own(one, measure, order[:most])
@@ -108,16 +110,6 @@ def _checked(lesion: xr.Dataset, measure: str) -> xr.Dataset:
         )
     free = {d: np.arange(ds.sizes[d]) for d in ("task", *_PLACE) if d not in ds.coords}
     return ds.assign_coords(free)
-
-
-def _task(ds: xr.Dataset, measure: str, task: str | None) -> str:
-    tasks = [str(t) for t in ds["task"].values]
-    if task is None:
-        worst = ds[measure].max([d for d in ds[measure].dims if d != "task"]).fillna(-np.inf)
-        return str(ds["task"].values[int(np.argmax(worst.values))])
-    if task not in tasks:
-        raise SchemaError(f"no task {plain(task)!r}; there are {', '.join(map(plain, tasks))}.")
-    return task
 
 
 def _order(values: xr.DataArray) -> np.ndarray:

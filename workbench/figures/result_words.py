@@ -132,7 +132,7 @@ def _at(view: View, i: int, s: int) -> str:
 
 def _extremes(view: View, s: int) -> str:
     """The greatest and the smallest of many."""
-    values = view.values_LS[:, s]
+    values = np.where(np.isfinite(view.values_LS[:, s]), view.values_LS[:, s], np.nan)
     if len(values) < 2 or np.isfinite(values).sum() < 2:
         return ""
     top, low = int(np.nanargmax(values)), int(np.nanargmin(values))

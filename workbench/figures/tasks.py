@@ -1,12 +1,18 @@
 """Tasks in the order of every figure and table: by family, then as recorded.
 
-Needs   task names "<family>/<task>".
-Yields  family -> tasks; the name of a task within its family.
+Needs   task names "<family>/<task>"; a dataset with a dim `task`.
+Yields  family -> tasks; the name of a task within its family; one task of a dataset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import SchemaError
+from workbench.figures.wording import listed, plain
 
 FAMILIES = ("knowledge", "reading", "logic", "code")
 
@@ -43,3 +49,32 @@ def short_name(task: str) -> str:
         ('chain', 'loose')
     """
     return str(task).partition("/")[2] or str(task)
+
+
+def one_task(ds: xr.Dataset, task: str | None, weight: xr.DataArray) -> xr.Dataset:
+    """The dataset of one task, its name in the attribute `task`.
+
+    Args:
+        ds: with or without a dim `task`; without one it is of one task already.
+        task: which; None takes the one at which `weight` is greatest anywhere.
+        weight: a number for every task, at least.
+
+    Raises:
+        SchemaError: there is no such task.
+
+    Example:
+        >>> ds = xr.Dataset({"x": ("task", [1.0, 3.0])}, coords={"task": ["a", "b"]})
+        >>> one_task(ds, None, ds["x"]).attrs["task"]
+        'b'
+    """
+    if "task" not in ds.dims:
+        return ds
+    names = [str(t) for t in ds["task"].values]
+    if task is None:
+        others = [dim for dim in weight.dims if dim != "task"]
+        known = weight.where(np.isfinite(weight), -np.inf).max(others)
+        task = names[int(np.argmax(known.values))]
+    if task not in names:
+        raise SchemaError(f"no task {plain(task)!r}; there are {listed(names, most=12)}.")
+    alone = ds.isel(task=names.index(task))
+    return alone.assign_attrs(task=task)

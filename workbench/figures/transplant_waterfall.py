@@ -18,6 +18,7 @@ import xarray as xr
 from workbench.errors import SchemaError
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.figure import Figure, finish
+from workbench.figures.tasks import one_task
 from workbench.figures.template import INK, MUTED, arm_colors, faint
 from workbench.figures.wording import label, listed, many, number, plain, signed
 
@@ -49,13 +50,17 @@ class Step:
 
 
 def transplant(
-    parts: xr.Dataset, *, code: str = "workbench.figures.transplant(probes.transplant(a, b, task))"
-) -> go.Figure:
+    parts: xr.Dataset, task: str | None = None, *, checkpoint: int | None = None,
+    code: str = "workbench.figures.transplant(probes.transplant(a, b, task))",
+) -> go.Figure:  # fmt: skip
     """Waterfall of Shapley values from the earlier to the later checkpoint.
 
     Args:
-        parts: `probes.transplant` of one task: (part) shapley, shapley_low, shapley_high; before,
-            after, gap and where there gap_low, gap_high.
+        parts: `probes.transplant`: ([task], part) shapley, shapley_low, shapley_high; before,
+            after, gap and where there gap_low, gap_high; over checkpoints, what the probe
+            "transplant" found.
+        task: which, of several; None takes the one with the greatest gap.
+        checkpoint: which step, of several; None takes the last.
         code: Python that makes the figure, for the caption.
 
     Raises:
@@ -70,7 +75,7 @@ def transplant(
         >>> transplant(one).layout.meta["caption"]["sentence"][:55]
         'On code/add the score rises by 0.60. By part: experts +'
     """
-    _check(parts)
+    parts = _one(parts, task, checkpoint)
     title, unit = _MEASURES.get(str(parts.attrs.get("measure", "")), ("score", ""))
     steps = _steps(parts)
     before, after = float(parts["before"]), float(parts["after"])
@@ -99,14 +104,23 @@ def transplant(
     return finish(fig, caption, height=_ROW_PX * len(names) + 10, top=14)
 
 
-def _check(parts: xr.Dataset) -> None:
+def _one(parts: xr.Dataset, task: str | None, checkpoint: int | None) -> xr.Dataset:
+    """The transplant of one task into one checkpoint."""
     lacking = [n for n in ("shapley", "before", "after") if n not in parts]
+    if not lacking and "checkpoint" in parts.dims:
+        parts = (
+            parts.isel(checkpoint=-1) if checkpoint is None else parts.sel(checkpoint=checkpoint)
+        )
+        parts = parts.assign_attrs(to_step=int(parts["checkpoint"]))
+    if not lacking:
+        parts = one_task(parts, task, abs(parts["after"] - parts["before"]))
     if lacking or parts["shapley"].dims != ("part",):
         have = {str(n): tuple(v.dims) for n, v in parts.data_vars.items()}
         raise SchemaError(
-            f"found {have or 'nothing'}; expected shapley (part), before and after of one task, as "
+            f"found {have or 'nothing'}; expected shapley (part), before and after, as "
             "probes.transplant returns them."
         )
+    return parts
 
 
 def _steps(parts: xr.Dataset) -> list[Step]:

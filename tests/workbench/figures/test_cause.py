@@ -112,10 +112,32 @@ def test_the_words_name_what_moved_before_and_claim_no_cause():
     said = caption_of(leads(moved([40, -30, 10], [0.02, 0.01, 0.5]))).sentence
     assert said == (
         "1 of 3 signals moved before the onset of code/add (step 400): s0 by 40 steps [20, 60]. "
-        "1 signal moved with it or after it. Moving before is not causing."
+        "1 signal moved after it. Moving before is not causing."
     )
     nothing = caption_of(leads(moved([40], [0.5]))).sentence
     assert nothing.startswith("None of 1 signal moved before the onset")
+
+
+def test_a_move_that_may_be_on_either_side_leads_nothing():
+    said = caption_of(leads(moved([10], [0.01]))).sentence
+    assert said.startswith("None of 1 signal moved before")
+    assert "1 signal moved around it, on which side cannot be told." in said
+    # The probe's own verdict goes first.
+    called = moved([40], [0.01]).assign(leads=("signal", [False]), lags=("signal", [False]))
+    assert caption_of(leads(called)).sentence.startswith("None of 1 signal")
+
+
+def test_of_several_tasks_one_is_drawn():
+    both = xr.concat([moved([40], [0.5]), moved([70], [0.01])], xr.Variable("task", ["a", "b"]))
+    both = both.assign_coords(onset=("task", [100.0, 300.0]))
+    assert "the onset of b (step 300): s0 by 70 steps" in caption_of(leads(both)).sentence
+    assert "the onset of a (step 100)." in caption_of(leads(both, "a")).sentence
+    several = xr.concat([parts([0.1]), parts([0.4])], xr.Variable("task", ["a", "b"]))
+    assert caption_of(transplant(several)).sentence.startswith("On b, ")
+    later = several.expand_dims(checkpoint=[500, 900])
+    assert "to 500," in caption_of(transplant(later, "a", checkpoint=500)).sentence
+    with pytest.raises(SchemaError, match="no task 'c'; there are a and b"):
+        transplant(several, "c")
 
 
 def test_signals_whose_lead_is_unknown_are_counted_and_listed():
@@ -198,7 +220,7 @@ def test_one_checkpoint_alone_is_a_curve_of_one_point():
 def test_lesions_that_are_not_there_are_refused():
     with pytest.raises(SchemaError, match="expected drop or drop_logprob"):
         lesions(lesion(), measure="drop_logprob")
-    with pytest.raises(SchemaError, match=r"no task 'zoo'; there are code/add, reading/copy"):
+    with pytest.raises(SchemaError, match=r"no task 'zoo'; there are code/add and reading/copy"):
         lesions(lesion(), "zoo")
     with pytest.raises(SchemaError, match="as the probe 'lesion' returns it"):
         lesions(lesion().isel(layer=0, drop=True))
