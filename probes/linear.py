@@ -13,8 +13,9 @@ control      accuracy on labels drawn for each token type (control_task.py).
 selectivity  accuracy − control; about 0 where token identity alone explains the accuracy.
 
 Features are divided by their standard deviation over the fixed tokens, which uses no label. The
-interval resamples whole rows of text (and, for selectivity, the control draws where there are
-several): other text of the same kind and the same checkpoint. Each row is scored by the classifier
+intervals resample whole rows of text: other text of the same kind and the same checkpoint. That of
+selectivity adds the spread over control draws, so that a label which is no more than one such draw
+has 0 within it. Each row is scored by the classifier
 that held it out; that a classifier trained on other rows would differ is not in it, so with few
 rows it is somewhat narrow for "the accuracy of a probe trained on other text".
 
@@ -33,11 +34,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy import stats
 
 from probes.control_task import control_labels
 from probes.folds import FOLDS, fold_of_tokens
 from probes.registry import probe
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
+from probes.resample import BOOT, CONFIDENCE, Floats, bootstrap_weights, percentile_interval
 from probes.token_labels import NAMES, TokenLabel, token_labels
 from workbench.errors import UsageError
 
@@ -70,7 +72,7 @@ def linear_probes(
     method: str = "logistic",
     c: float = 1.0,
     folds: int = FOLDS,
-    controls: int = 1,
+    controls: int = 3,
     tolerance: float = 1e-4,
     n_boot: int = BOOT,
     seed: int = 0,
@@ -85,7 +87,8 @@ def linear_probes(
             alpha=1/c)), in closed form and many times faster, less accurate with many classes.
         c: inverse strength of the penalty.
         folds: parts into which whole rows are dealt.
-        controls: control labels drawn for each label; 0 leaves control and selectivity NaN.
+        controls: control labels drawn for each label; 1 leaves selectivity without an interval, 0
+            leaves control and selectivity NaN. Each costs as much as the label itself.
         tolerance: largest entry of the gradient of the mean objective, as scikit-learn's `tol`.
         n_boot, seed: bootstrap draws over rows; the seed is also that of the control labels.
 
@@ -191,15 +194,15 @@ def held_out(
                 places.append((j, 1 + draw))
     found = []
     for features in layers:
-        scaled = features.float()
-        spread = scaled.std(0, correction=0)
-        scaled = torch.where(spread > 0, (scaled - scaled.mean(0)) / spread.clamp_min(1e-30), 0.0)
-        right = np.full((len(asked), 1 + controls, len(fold)), np.nan)
-        if not torch.isfinite(scaled).all():
+        if not torch.isfinite(features).all():
             raise UsageError(
                 "the residual stream has values that are not finite; a linear probe cannot be "
                 "fitted. Look at the loss of this checkpoint."
             )
+        scaled = features.float()
+        spread = scaled.std(0, correction=0)
+        scaled = torch.where(spread > 0, (scaled - scaled.mean(0)) / spread.clamp_min(1e-30), 0.0)
+        right = np.full((len(asked), 1 + controls, len(fold)), np.nan)
         if columns:
             answers = solver.predict(scaled, columns, fold)
             for (j, draw), column, answer in zip(places, columns, answers, strict=True):
@@ -241,26 +244,33 @@ def _measured(
 
     each = mean(right)  # (draw, layer, label, 1 + control)
     chance = mean(chance_right)
-    accuracy, control = each[..., 0], _over_controls(each[..., 1:], seed)
-    wanted = {
-        "accuracy": accuracy,
-        "gain": accuracy - chance[:, None],
-        "selectivity": accuracy - control,
-    }
+    accuracy = each[..., 0]
+    selectivity = _selectivity(accuracy, each[..., 1:], rows)
+    control = accuracy[0] - selectivity[0]
     interval = f"95 %, bootstrap over {rows} rows of text: other text of this kind, same checkpoint"
+    of_selectivity = (
+        f"95 %, Student's t: spread over {rows} rows of text and over the control draws; holds 0 "
+        f"for a label that is one more draw; NaN with fewer than two control draws"
+    )
+    wanted = {"accuracy": accuracy, "gain": accuracy - chance[:, None]}
     variables: dict[str, Any] = {}
-    for name, draws in wanted.items():
-        low, high = percentile_interval(draws[1:], rows)
-        ends = {"": draws[0], "_low": np.fmin(low, draws[0]), "_high": np.fmax(high, draws[0])}
-        for end, values in ends.items():
+    for name in ("accuracy", "gain", "selectivity"):
+        if name == "selectivity":
+            value, low, high = selectivity
+        else:
+            value = wanted[name][0]
+            low, high = percentile_interval(wanted[name][1:], rows)
+            low, high = np.fmin(low, value), np.fmax(high, value)
+        for end, values in zip(("", "_low", "_high"), (value, low, high), strict=True):
             chance_level = "variable `chance`, per label" if name == "accuracy" else 0.0
             attrs = {
-                "units": "1", "long_name": MEANING[name], "interval": interval,
+                "units": "1", "long_name": MEANING[name],
+                "interval": of_selectivity if name == "selectivity" else interval,
                 "chance_level": chance_level,
             }  # fmt: skip
             variables[name + end] = (("layer", "label"), values, attrs)
     described = {
-        "control_accuracy": (("layer", "label"), control[0], "1", MEANING["control_accuracy"]),
+        "control_accuracy": (("layer", "label"), control, "1", MEANING["control_accuracy"]),
         "chance": ("label", chance[0], "1", "share of the most frequent class"),
         "classes": ("label", [len(a.classes) for a in asked], "1", "classes of the label"),
         "tokens": (
@@ -277,18 +287,30 @@ def _measured(
     )
 
 
-def _over_controls(each: Floats, seed: int) -> Floats:
-    """Mean over control draws (last axis); in the bootstrap draws, over a resample of them."""
-    draws, controls = each.shape[0], each.shape[-1]
-    if controls == 0:
-        return np.full(each.shape[:-1], np.nan)
-    weights = bootstrap_weights(controls, draws, seed + 1)
-    weights[0] = 1
-    there = ~np.isnan(each)
-    shaped = weights.reshape(draws, *[1] * (each.ndim - 2), controls)
-    mass = (there * shaped).sum(-1)
-    sums = (np.where(there, each, 0.0) * shaped).sum(-1)
-    return np.divide(sums, mass, out=np.full(mass.shape, np.nan), where=mass > 0)
+def _selectivity(accuracy: Floats, controls: Floats, rows: int) -> tuple[Floats, Floats, Floats]:
+    """accuracy − mean control (draw 0), and bounds in which a label that is itself nothing but a
+    draw for each token type would have 0: the spread over rows and that over control draws.
+
+    Args:
+        accuracy: (draw, layer, label), draw 0 the tokens as they are.
+        controls: (draw, layer, label, control).
+    """
+    there = ~np.isnan(controls)
+    count = there.sum(-1)
+    sums = np.where(there, controls, 0.0).sum(-1)
+    mean = np.divide(sums, count, out=np.full(sums.shape, np.nan), where=count > 0)
+    draws = accuracy - mean
+    value, n = draws[0], count[0]
+    over_rows = draws[1:].var(axis=0) * rows / (rows - 1)
+    apart = np.where(there[0], (controls[0] - mean[0][..., None]) ** 2, 0.0).sum(-1)
+    spread = np.divide(apart, n - 1, out=np.full(apart.shape, np.nan), where=n > 1)
+    over_draws = spread * (1 + 1 / np.maximum(n, 1))
+    both = over_rows + over_draws
+    # Welch and Satterthwaite: degrees of freedom of a sum of two estimated variances.
+    parts = over_rows**2 / (rows - 1) + over_draws**2 / np.maximum(n - 1, 1)
+    freedom = np.divide(both**2, parts, out=np.full(both.shape, 1.0), where=parts > 0)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(both)
+    return value, value - reach, value + reach
 
 
 def _check(method: str, controls: int) -> None:

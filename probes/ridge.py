@@ -28,7 +28,8 @@ from torch import Tensor
 def ridge_scores(
     features_ND: Tensor, labels: Sequence[NDArray[np.int64]], fold: NDArray[np.int64], alpha: float
 ) -> list[Tensor]:
-    """Held-out scores (token, class) of each label; the largest is the class.
+    """Held-out scores (token, class) of each label; the largest is the class; −inf for one
+    that the training folds do not have.
 
     Args:
         features_ND: (token, d), on the device to solve on.
@@ -83,6 +84,8 @@ def _held_out(
     centred.diagonal(dim1=1, dim2=2).add_(alpha)
     weights_FDC = torch.cholesky_solve(moments, torch.linalg.cholesky(centred))
     offset_FC = level_FC - (mean_FD[:, None] @ weights_FDC).squeeze(1)
+    # A class that the training folds do not have has only −1 for a target: never the answer.
+    offset_FC = offset_FC.masked_fill(level_FC <= -1 + 1e-12, -torch.inf)
     scores_NC = torch.empty(len(x_ND), targets_NC.shape[1], dtype=x_ND.dtype, device=x_ND.device)
     for f, tokens in enumerate(folds):
         at = tokens.to(x_ND.device)
