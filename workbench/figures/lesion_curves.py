@@ -229,8 +229,8 @@ def _notes(one: xr.Dataset, measure: str, own: int, ds: xr.Dataset) -> tuple[str
     if count > own:
         lines = "Line: the expert" if own == 1 else f"Lines: the {own}"
         notes.append(
-            f"{lines} of {count:,} with the greatest clear loss at any checkpoint, chosen after "
-            "the fact; grey: the range of the others."
+            f"{lines} of {count:,} with the greatest loss at any checkpoint, chosen after the "
+            "fact, as far as it is clear; grey: the range of the others."
         )
     if band_of(one, measure) is not None:
         notes.append("Bands: 95 %, over other items; not given where few items changed.")
