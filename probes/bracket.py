@@ -14,11 +14,11 @@ Many stretches are looked at, so the most extreme of them is compared with the m
 same stretches in the bootstrap (max-t). Nothing is assumed of the curve between two checkpoints;
 that it rises is assumed only by the second question, and only after the last fall.
 
-A test errs as often as that only where a curve runs on exactly at the level for long, and then only
-the one on that side of the crossing; elsewhere the bracket's ends, being checkpoints, lie beyond
-where the tests would put them. The bracket so holds the crossing in at least 90 % of cases, and in
-95 to 99 % on planted curves (tests/probes/rates_emergence.py). With 2.5 % a side it held it in 98
-to 100 % and was up to four times as wide.
+A test errs about as often as that only where a curve runs on exactly at the level for long
+(measured: 16 % for 20 checkpoints of 60 items at 0.500; 5 % at 0.52, 1 % at 0.55), and then only
+the one on that side of the crossing. Elsewhere the bracket's ends, being checkpoints, lie beyond
+where the tests would put them, and it holds more than it promises: 98 to 100 % on smooth rises.
+Tests lax enough to bring that down to 95 % miss a plateau at 0.52 in 11 %, at 0.500 in a third.
 
 A percentile interval of the crossing itself is narrower, but misses where the curve dwells near
 the level: tried on planted plateaus at 0.55, it held the truth in 65 % of draws.
@@ -76,21 +76,21 @@ def _extreme(excess: Floats, least_error: float) -> NDArray[np.bool_]:
     """(checkpoint,): is a stretch that ends here or earlier significantly above zero?"""
     draws, checkpoints = excess.shape
     sums = np.concatenate([np.zeros((draws, 1)), np.cumsum(excess, axis=1)], axis=1)
-    found = np.zeros(checkpoints, dtype=bool)
-    quantile = 1 - SIDE
-    # Few items that happen to agree must not pass for proof.
-    single = stats.norm.ppf((1 + CONFIDENCE) / 2)
-    most, most_by_chance = -np.inf, np.full(draws - 1, -np.inf)
+    most = np.empty(checkpoints)
+    most_by_chance = np.full(draws - 1, -np.inf)
     for end in range(1, checkpoints + 1):
         # Means of all stretches that end here; the longest first.
         means = (sums[:, [end]] - sums[:, :end]) / np.arange(end, 0, -1)
         error = np.maximum(means[1:].std(axis=0), least_error)
-        most = max(most, float((means[0] / error).max()))
+        most[end - 1] = (means[0] / error).max()
         # A stretch that lies clearly on the other side will not be the most extreme by chance.
         near = means[0] / error > -CLEARLY
         if near.any():
             by_chance = ((means[1:, near] - means[0, near]) / error[near]).max(axis=1)
             most_by_chance = np.maximum(most_by_chance, by_chance)
-        expected = np.quantile(most_by_chance, quantile, method="higher")
-        found[end - 1] = most > max(expected, single)
-    return found
+    # One bar for all checkpoints: a bar that rose with the stretches seen so far would be looked
+    # over anew at each, and on a plateau at the level be passed three times as often as stated.
+    bar = np.quantile(most_by_chance, 1 - SIDE, method="higher")
+    # Few items that happen to agree must not pass for proof.
+    bar = max(bar, stats.norm.ppf((1 + CONFIDENCE) / 2))
+    return np.asarray(np.maximum.accumulate(most) > bar)

@@ -5,10 +5,10 @@ Yields  the smooth monotone curve near each, and what it leaves over.
 
 Smooth: a sum of rises, all up or all down, each of which takes at least SHORT = 1/5 of the window
 for MOST = 2/3 of its way, wherever it begins; the same numbers as in the verdict (emergence.py).
-The rises are straight, logistic, and Gompertz early and late; a sum of up to RISES of them follows
-any course that is nowhere steeper, also one in two stages, or the end of a rise that began before
-the window. It is found greedily (matching pursuit), which is near the best sum and fast for
-thousands of curves at once.
+The rises are straight, logistic, and Gompertz early and late; a sum of up to RISES of them comes
+near any course that is nowhere steeper, also the end of a rise that began before the window. One
+that rests between two stages, each as fast as allowed, it follows to within 8 % of the rise. The
+sum is found greedily (matching pursuit), which is fast for thousands of curves at once.
 
 Source: matching pursuit, Mallat & Zhang 1993, IEEE Trans. Signal Process. 41(12).
 """
@@ -27,8 +27,11 @@ MOST = 2 / 3
 SHORT = 1 / 5
 """Length of a short stretch, as a share of the evaluated window."""
 
-RISES = 5
+RISES = 8
 """Rises that are summed up."""
+
+CAUTION = 0.5
+"""Share of its best height that each rise gets: none is taken back, so none may come too high."""
 
 SLOWER = np.array([1.0, 1.4, 2.0, 3.0, 5.0])
 """Lengths of the rises, in SHORT."""
@@ -86,7 +89,7 @@ class SmoothRises:
             height = along[rows, best]
             # Nothing left in this direction: the sum stands.
             height = np.where(height * direction > 0, height, 0.0)
-            left = left - height[:, None] * self.rises[best]
+            left = left - CAUTION * height[:, None] * self.rises[best]
         return curves - left, left
 
 

@@ -31,9 +31,9 @@ def test_what_fell_to_the_end_has_not_arrived():
 
 def test_a_curve_at_the_level_throughout_bounds_nothing():
     found = [bracket(observed(np.full(15, 0.5), 60, seed), 0.5, 0.01) for seed in range(100)]
-    # The worst case of each test, which may err in 10 %: over 19 of 100 is met in 0.2 % of cases.
-    assert sum(before >= 0 for before, _ in found) <= 19
-    assert sum(after < 15 for before, after in found if before < 0) <= 19
+    # The worst case: a test of 10 % errs in up to 16 %. Over 26 of 100 is met in 0.5 % of cases.
+    assert sum(before >= 0 for before, _ in found) <= 26
+    assert sum(after < 15 for before, after in found if before < 0) <= 26
 
 
 def test_four_items_that_agree_are_no_proof():
