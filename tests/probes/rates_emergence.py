@@ -109,10 +109,14 @@ def of_skills(draws: int) -> Iterator[Row]:
             given = [
                 (c, p) for c, p in zip(cards, planted, strict=True) if not c.acquisition.reason
             ]
-            held = share(c.acquisition.low <= p.at <= c.acquisition.high for c, p in given)
-            yield row(name, "age of acquisition", "interval covers the truth", held,
-                      COVERED if shape["kind"] in ("logistic", "jump") else "not logistic: stated",
-                      f"given in {len(given) / draws:.3f}")  # fmt: skip
+            if given:
+                held = share(c.acquisition.low <= p.at <= c.acquisition.high for c, p in given)
+                yield row(name, "age of acquisition", "interval covers the truth", held,
+                          COVERED if shape["kind"] in ("logistic", "jump") else "stated",
+                          f"given in {len(given) / draws:.3f}")  # fmt: skip
+            else:
+                yield row(name, "age of acquisition", "refused", 1.0, MANY,
+                          "it began half learned")  # fmt: skip
         else:
             given = share(not c.acquisition.reason for c in cards)
             yield row(name, "age of acquisition", "false alarms", given, FEW)
