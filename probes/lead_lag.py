@@ -116,8 +116,8 @@ def lead_lag(
         >>> from workbench.planted.signals import PlantedSignal, signals_record
         >>> skill = PlantedSkill("jump", at=500)
         >>> answers = evaluations_record({"code/add": skill}, every=28, checkpoints=41)
-        >>> planted = {"a": PlantedSignal(lead=40, height=5), "b": PlantedSignal()}
-        >>> seen = signals_record(planted, skill, every=4)
+        >>> planted = {"a": PlantedSignal(lead=40, height=3), "b": PlantedSignal()}
+        >>> seen = signals_record(planted, skill)
         >>> lead_lag(answers, "code/add", signals=seen, n_perm=499)["leads"].values.tolist()
         [True, False]
     """

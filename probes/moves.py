@@ -28,6 +28,8 @@ Draws of `at`. Blocks of the residual are resampled around the fitted move, the 
 plus where in its bin each fell.
 
 It misleads where a series moves twice: the greater move is reported, the other counts as wandering.
+It is blind, for caution, to a step within one value of a series that remembers long: such a step
+anywhere in the series looks as remarkable, and p stays large however high it is.
 """
 
 from __future__ import annotations
