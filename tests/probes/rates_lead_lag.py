@@ -1,6 +1,6 @@
 """Error rates of lead_lag: does the interval hold the planted lead, and who is called wrongly?
 
-Needs   the number of draws (200 where none is given); about four minutes on one core.
+Needs   the number of draws (200 where none is given); about ten minutes on one core.
 Yields  docs/measured/rates-lead-lag.json, a row for each world and question.
 
     python tests/probes/rates_lead_lag.py 200 --into docs/measured
