@@ -45,6 +45,15 @@ from probes.token_labels import token_labels
 
 CHECKPOINTS = 20
 KEPT = ("ours", "loop", "apart", "differ", "ours_off", "loop_off")
+WAYS = {
+    "ridge": ("ridge", np.float64, 0.0),
+    "logistic": ("logistic", np.float32, 1e-4),
+    "logistic, loop in float64": ("logistic", np.float64, 1e-4),
+    "logistic, both to 1e-5, loop in float64": ("logistic", np.float64, 1e-5),
+}
+"""Method, the type of the loop, the tolerance of both. scikit-learn's default of 1e-4 leaves its
+answers on labels that can only be memorised far from the optimum: there ours are held to the
+optimum, and to the loop's where both are taken further."""
 NAMES = ("domain", "token", "next_token", "position")
 MID = MoEConfig(
     d_vocab=1024, d_model=256, n_layers=12, n_heads=8, n_key_value_heads=4, d_mlp=128,
@@ -94,20 +103,20 @@ class World:
         self.fits = len(self.layers) * len(self.labels) * (int(self.fold.max()) + 1)
 
 
-def ours(world: World, method: str) -> tuple[float, list[list[torch.Tensor]]]:
+def ours(world: World, method: str, tolerance: float) -> tuple[float, list[list[torch.Tensor]]]:
     start = time.process_time()
     at, found = torch.from_numpy(world.fold), []
     for layer in world.layers:
         if method == "ridge":
             found.append(ridge_scores(layer, world.labels, world.fold, 1.0))
         else:
-            made = logistic_classifiers(layer, world.labels, world.fold)
+            made = logistic_classifiers(layer, world.labels, world.fold, 1.0, tolerance)
             found.append([classifier.scores(layer, at) for classifier in made])
     return time.process_time() - start, found
 
 
 def theirs(
-    world: World, method: str, fits: int, seed: int, dtype: type
+    world: World, method: str, fits: int, seed: int, dtype: type, tolerance: float
 ) -> tuple[float, list[tuple[int, int, int, np.ndarray]]]:
     """Seconds for all fits, scaled up from some; and their scores on the tokens held out."""
     rng = np.random.default_rng(seed)
@@ -124,7 +133,8 @@ def theirs(
             fitted = RidgeClassifier(alpha=1.0).fit(x[train], y[train])
             scores = fitted.decision_function(x[held])
         else:
-            fitted = LogisticRegression(C=1.0, max_iter=5000).fit(x[train], y[train])
+            fitted = LogisticRegression(C=1.0, max_iter=5000, tol=tolerance)
+            fitted.fit(x[train], y[train])
             scores = fitted.predict_proba(x[held])
         seconds += time.process_time() - start
         whole = np.full((held.sum(), int(y.max()) + 1), -np.inf)
@@ -186,22 +196,19 @@ def rounds(
         every = max(1, checkpoints // n)
         for turn, subject in enumerate(list(subjects(name, run))[::every][:n]):
             world = World(subject)
-            for way in ("ridge", "logistic", "logistic, float64 loop"):
-                method = way.split(",")[0]
-                dtype = np.float64 if method != way or method == "ridge" else np.float32
+            for way, (method, dtype, tolerance) in WAYS.items():
                 kept = turns.setdefault(way, {k: [] for k in KEPT})
                 if turn % 2:
-                    loop, scores = theirs(world, method, fits, turn, dtype)
-                own, mine = ours(world, method)
+                    loop, scores = theirs(world, method, fits, turn, dtype, tolerance)
+                own, mine = ours(world, method, tolerance)
                 if not turn % 2:
-                    loop, scores = theirs(world, method, fits, turn, dtype)
+                    loop, scores = theirs(world, method, fits, turn, dtype, tolerance)
                 largest, differ = apart(world, mine, scores, method)
                 off = (0.0, 0.0) if method == "ridge" else from_optimum(world, mine, scores)
-                # scikit-learn's default tolerance leaves its own probabilities uncertain, so ours
-                # are held to the optimum.
                 assert method != "ridge" or largest < 1e-3, (name, largest)
                 assert off[0] <= max(off[1], 0.02), (name, way, off)
-                assert differ < (1e-3 if method == "ridge" else 0.02), (name, way, differ)
+                if tolerance < 1e-4:
+                    assert differ < (1e-3 if method == "ridge" else 0.02), (name, way, differ)
                 for key, value in zip(KEPT, (own, loop, largest, differ, *off), strict=True):
                     kept[key].append(value)
         for way, kept in turns.items():
