@@ -34,8 +34,8 @@ import numpy as np
 import xarray as xr
 from scipy import optimize, special, stats
 
-from probes.item_curves import ItemCurves
-from probes.resample import CONFIDENCE, Floats, percentile_interval
+from probes.inputs.item_curves import ItemCurves
+from probes.statistics.resample import CONFIDENCE, Floats, percentile_interval
 
 FITS = 300
 """Draws of items that are fitted."""

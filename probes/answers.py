@@ -37,7 +37,7 @@ import numpy as np
 import xarray as xr
 
 from probes.registry import probe
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
+from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
 
 if TYPE_CHECKING:
     from probes.subject import Subject

@@ -30,8 +30,8 @@ import xarray as xr
 from scipy import stats
 
 from probes.capability import capability
-from probes.resample import CONFIDENCE, Floats
 from probes.source import Source
+from probes.statistics.resample import CONFIDENCE, Floats
 from workbench.errors import SchemaError, UsageError
 
 FDR = 0.05

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.ascent import crossings, monotone
 from probes.capability import capability
 from probes.emergence import onset as find_onset
-from probes.resample import Floats, bootstrap_weights
 from probes.source import Source, group_of
+from probes.statistics.ascent import crossings, monotone
+from probes.statistics.resample import Floats, bootstrap_weights
 
 SPACINGS = 4
 """Gaps between checkpoints that are looked at around an onset, to say how far apart they are."""

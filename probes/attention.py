@@ -31,9 +31,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probes.inputs.rows import mean_over_rows
 from probes.registry import probe
-from probes.resample import BOOT
-from probes.rows import mean_over_rows
+from probes.statistics.resample import BOOT
 from probes.subject import Subject
 from workbench.errors import UsageError
 

@@ -48,14 +48,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes.alignment import Normalize, aligned, judged, nothing
-from probes.directional import Directional
+from probes.inputs.training_text import has_training_text, training_rows
 from probes.lesion import following
-from probes.lesioned import Questions
 from probes.registry import probe
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 from probes.subject import Subject
-from probes.training_text import has_training_text, training_rows
+from probes.surgery.alignment import Normalize, aligned, judged, nothing
+from probes.surgery.directional import Directional
+from probes.surgery.lesioned import Questions
 from workbench.errors import RunNotFound, UsageError
 
 Preconditioner = Literal["none", "adam"]

@@ -20,12 +20,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probes import evenness
 from probes.dead import Silence
+from probes.inputs.pool import pool_edges, pooled_blocks
 from probes.load import EXACT
-from probes.pool import pool_edges, pooled_blocks
 from probes.registry import probe
 from probes.source import Source, group_of
+from probes.statistics import evenness
 from workbench.errors import SchemaError, UsageError
 
 # name -> (unit, meaning, value under fair routing)

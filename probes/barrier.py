@@ -30,11 +30,11 @@ import torch
 import xarray as xr
 from torch import nn
 
-from probes.parts import tensors_of
+from probes.inputs.rows import FEW_ROWS, OVER_ROWS, following_logprob, mean_over_rows, text_rows
 from probes.registry import probe
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
-from probes.rows import FEW_ROWS, OVER_ROWS, following_logprob, mean_over_rows, text_rows
+from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval
 from probes.subject import Subject
+from probes.surgery.parts import tensors_of
 from workbench.errors import UsageError
 
 

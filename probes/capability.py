@@ -24,8 +24,8 @@ import numpy as np
 import xarray as xr
 
 from probes.registry import probe
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
 from probes.source import Source, group_of, pick
+from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
 from workbench.errors import SchemaError
 
 MEANING: dict[str, tuple[str, str]] = {

@@ -45,10 +45,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.autoregression import Losses, memory, noise
-from probes.item_curves import ItemCurves
-from probes.resample import BOOT, Floats, tails
-from probes.smooth_rise import SmoothRises
+from probes.inputs.item_curves import ItemCurves
+from probes.statistics.autoregression import Losses, memory, noise
+from probes.statistics.resample import BOOT, Floats, tails
+from probes.statistics.smooth_rise import SmoothRises
 from workbench.errors import SchemaError, UsageError
 
 LASTS = 2

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from probes.cross_rows import cross_rows, jackknife_interval
 from probes.registry import probe
-from probes.resample import Floats
+from probes.statistics.cross_rows import cross_rows, jackknife_interval
+from probes.statistics.resample import Floats
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -35,12 +35,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from probes.caption import Caption, captioned
-from probes.clustered import share_interval
-from probes.fixed_size import meeting_chance
+from probes.inputs.routing import Routing, over_checkpoints
 from probes.registry import probe
-from probes.resample import CONFIDENCE
-from probes.routing import Routing, over_checkpoints
 from probes.source import Source, group_of
+from probes.statistics.clustered import share_interval
+from probes.statistics.fixed_size import meeting_chance
+from probes.statistics.resample import CONFIDENCE
 from workbench.errors import SchemaError, UsageError
 
 if TYPE_CHECKING:

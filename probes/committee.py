@@ -29,10 +29,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
+from probes.inputs.routing import FixedTokens, Routing, over_checkpoints
 from probes.registry import probe
-from probes.resample import percentile_interval
-from probes.routing import FixedTokens, Routing, over_checkpoints
 from probes.source import Source
+from probes.statistics.resample import percentile_interval
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -33,13 +33,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
-from probes.clustered import block_mean
+from probes.inputs.pool import pool_edges
+from probes.inputs.routing import Routing, over_checkpoints
 from probes.load import EXACT
-from probes.pool import pool_edges
 from probes.registry import probe
-from probes.resample import BOOT
-from probes.routing import Routing, over_checkpoints
 from probes.source import Source, group_of
+from probes.statistics.clustered import block_mean
+from probes.statistics.resample import BOOT
 
 if TYPE_CHECKING:
     from probes.subject import Subject

@@ -28,10 +28,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
+from probes.inputs.routing import RecordedRouting, Routing, is_subject, routing_of, stacked
 from probes.registry import probe
-from probes.resample import BOOT, bootstrap_weights, percentile_interval
-from probes.routing import RecordedRouting, Routing, is_subject, routing_of, stacked
 from probes.source import Source
+from probes.statistics.resample import BOOT, bootstrap_weights, percentile_interval
 from workbench.errors import SchemaError, UsageError
 
 if TYPE_CHECKING:

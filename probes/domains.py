@@ -36,13 +36,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
-from probes.clustered import design_effect, share_interval
-from probes.information import miller_madow, mutual_information, p_value, too_thin
-from probes.jackknife import jackknife
+from probes.inputs.routing import Routing, over_checkpoints
 from probes.load import EXACT
 from probes.registry import probe
-from probes.routing import Routing, over_checkpoints
 from probes.source import Source, group_of
+from probes.statistics.clustered import design_effect, share_interval
+from probes.statistics.information import miller_madow, mutual_information, p_value, too_thin
+from probes.statistics.jackknife import jackknife
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

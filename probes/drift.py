@@ -41,11 +41,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from probes.caption import Caption, captioned
+from probes.inputs.routing import FixedTokens, RecordedRouting
 from probes.load import EXACT
 from probes.registry import probe
-from probes.resample import CONFIDENCE
-from probes.routing import FixedTokens, RecordedRouting
 from probes.source import Source, group_of
+from probes.statistics.resample import CONFIDENCE
 from workbench.errors import UsageError
 
 Floats = NDArray[np.float64]

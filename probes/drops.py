@@ -16,8 +16,8 @@ import numpy as np
 import xarray as xr
 
 from probes.caption import Caption, captioned
+from probes.inputs.pool import pooled_blocks
 from probes.load import EXACT
-from probes.pool import pooled_blocks
 from probes.registry import probe
 from probes.source import Source, group_of
 from workbench.errors import SchemaError, UsageError

@@ -44,11 +44,18 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from probes.ascent import Stretches, breakthroughness, crossings, linearity, monotone, share
-from probes.bracket import bracket
-from probes.item_curves import ItemCurves
-from probes.resample import BOOT, CONFIDENCE, Floats, tails, wilson
-from probes.smooth_rise import MOST, SHORT
+from probes.inputs.item_curves import ItemCurves
+from probes.statistics.ascent import (
+    Stretches,
+    breakthroughness,
+    crossings,
+    linearity,
+    monotone,
+    share,
+)
+from probes.statistics.bracket import bracket
+from probes.statistics.resample import BOOT, CONFIDENCE, Floats, tails, wilson
+from probes.statistics.smooth_rise import MOST, SHORT
 from workbench.errors import UsageError
 
 Verdict = Literal["jump", "smooth", "cannot tell"]

@@ -27,7 +27,7 @@ import numpy as np
 import xarray as xr
 
 from probes.registry import probe
-from probes.resample import Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import Floats, bootstrap_weights, percentile_interval
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import Any
 import xarray as xr
 
 from probes.exam import Exam
-from probes.one_pass import Order
 from probes.registry import find
-from probes.series import Against, Series
+from probes.running.one_pass import Order
+from probes.running.series import Against, Series
 from workbench.checkpoints import Checkpoints
 from workbench.errors import UsageError
 from workbench.run import Run

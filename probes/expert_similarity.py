@@ -35,10 +35,10 @@ from scipy import stats
 from torch import Tensor
 
 from model.experts import Experts
-from probes.expert_outputs import EXPERT_INPUT, all_outputs, expert_output, experts_of
 from probes.registry import probe
-from probes.resample import CONFIDENCE
+from probes.statistics.resample import CONFIDENCE
 from probes.subject import Subject
+from probes.surgery.expert_outputs import EXPERT_INPUT, all_outputs, expert_output, experts_of
 
 Floats = NDArray[np.float64]
 

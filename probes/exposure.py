@@ -39,9 +39,15 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from probes.inputs.rows import following_logprob
 from probes.registry import probe
-from probes.resample import BOOT, CONFIDENCE, Floats, bootstrap_weights, percentile_interval
-from probes.rows import following_logprob
+from probes.statistics.resample import (
+    BOOT,
+    CONFIDENCE,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from probes.subject import Subject
 from workbench.errors import UsageError
 

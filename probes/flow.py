@@ -34,11 +34,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
-from probes.information import entropy, mutual_information, p_value, too_thin
-from probes.jackknife import jackknife
+from probes.inputs.routing import Routing, over_checkpoints
 from probes.registry import probe
-from probes.routing import Routing, over_checkpoints
 from probes.source import Source
+from probes.statistics.information import entropy, mutual_information, p_value, too_thin
+from probes.statistics.jackknife import jackknife
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

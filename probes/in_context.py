@@ -24,9 +24,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from probes.inputs.rows import OVER_ROWS, following_logprob, mean_over_rows, text_rows
 from probes.registry import probe
-from probes.resample import BOOT
-from probes.rows import OVER_ROWS, following_logprob, mean_over_rows, text_rows
+from probes.statistics.resample import BOOT
 from probes.subject import Subject
 from workbench.errors import UsageError
 

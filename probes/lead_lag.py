@@ -40,12 +40,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.arrival import SPACINGS, Arrival, arrival_of
-from probes.discovery_rate import RATE, q_values
-from probes.moves import FEWEST, MOST, Moves, greatest_moves, pooled_by
 from probes.registry import probe
-from probes.resample import CONFIDENCE, Floats, tails
 from probes.signals import signals as captured
 from probes.source import Source, group_of, pick
+from probes.statistics.discovery_rate import RATE, q_values
+from probes.statistics.moves import FEWEST, MOST, Moves, greatest_moves, pooled_by
+from probes.statistics.resample import CONFIDENCE, Floats, tails
 from workbench.errors import SchemaError, UsageError
 
 WIDE = 3

@@ -47,9 +47,9 @@ import xarray as xr
 from scipy import stats
 from torch import Tensor, nn
 
+from probes.inputs.rows import text_rows
 from probes.registry import probe
-from probes.resample import CONFIDENCE, Floats
-from probes.rows import text_rows
+from probes.statistics.resample import CONFIDENCE, Floats
 from probes.subject import Subject
 from workbench.errors import UsageError
 

@@ -34,11 +34,11 @@ import xarray as xr
 
 from model.evaluation import ItemBatch, scores_of
 from probes.arms import bonett_price, mcnemar, paired_t
-from probes.discovery_rate import q_values
-from probes.lesioned import ROUNDING, Answers, Questions, Way, answers
 from probes.registry import probe
-from probes.resample import Floats
+from probes.statistics.discovery_rate import q_values
+from probes.statistics.resample import Floats
 from probes.subject import Subject
+from probes.surgery.lesioned import ROUNDING, Answers, Questions, Way, answers
 
 FEWEST = 10
 """Observations that a lesion must have changed for an interval to be given. Measured on a trained

@@ -36,11 +36,17 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
-from probes.control_task import control_labels
-from probes.folds import FOLDS, fold_of_tokens
+from probes.inputs.control_task import control_labels
+from probes.inputs.token_labels import NAMES, TokenLabel, token_labels
 from probes.registry import probe
-from probes.resample import BOOT, CONFIDENCE, Floats, bootstrap_weights, percentile_interval
-from probes.token_labels import NAMES, TokenLabel, token_labels
+from probes.statistics.folds import FOLDS, fold_of_tokens
+from probes.statistics.resample import (
+    BOOT,
+    CONFIDENCE,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -152,11 +158,11 @@ class _Solver:
         import torch
 
         if self.method == "ridge":
-            from probes.ridge import ridge_scores
+            from probes.statistics.ridge import ridge_scores
 
             scores = ridge_scores(features_ND, labels, fold, alpha=1 / self.c)
         else:
-            from probes.logistic import logistic_classifiers
+            from probes.statistics.logistic import logistic_classifiers
 
             at = torch.from_numpy(fold).to(features_ND.device)
             made = logistic_classifiers(features_ND, labels, fold, self.c, self.tolerance)

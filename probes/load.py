@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import xarray as xr
 
-from probes.pool import pooled_blocks
+from probes.inputs.pool import pooled_blocks
 from probes.registry import probe
 from probes.source import Source, group_of
 from workbench.errors import UsageError

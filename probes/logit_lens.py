@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from model.lm import MoELM
 from probes.registry import probe
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

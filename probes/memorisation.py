@@ -27,9 +27,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from probes.inputs.rows import OVER_ROWS, mean_over_rows, text_rows
 from probes.registry import probe
-from probes.resample import BOOT, wilson
-from probes.rows import OVER_ROWS, mean_over_rows, text_rows
+from probes.statistics.resample import BOOT, wilson
 from probes.subject import ROWS_TOKENS, Subject
 from workbench.errors import UsageError
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from probes.cross_rows import cross_rows, jackknife_interval
 from probes.registry import probe
-from probes.resample import Floats
+from probes.statistics.cross_rows import cross_rows, jackknife_interval
+from probes.statistics.resample import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor

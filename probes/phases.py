@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.autoregression import memory
-from probes.resample import Floats
+from probes.statistics.autoregression import memory
+from probes.statistics.resample import Floats
 from workbench.errors import SchemaError, UsageError
 
 TRIES = 5

@@ -142,7 +142,7 @@ def _keywords(function: Callable[..., Any], reads: Reads) -> tuple[str, ...]:
 
 
 def _discover() -> None:
-    """Imports every file of this package, then what other packages name."""
+    """Imports every file that lies directly in this package, then what other packages name."""
     import probes
 
     if not _FOUND["ours"]:

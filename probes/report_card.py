@@ -30,9 +30,9 @@ from scipy import stats
 from probes.capability import capability
 from probes.emergence import Verdict
 from probes.registry import probe
-from probes.resample import BOOT, CONFIDENCE
 from probes.seed_card import NUMBERS, SeedCard, row_of, seed_card
 from probes.source import Source
+from probes.statistics.resample import BOOT, CONFIDENCE
 from workbench.errors import UsageError
 
 OPPOSED = 1 / 5

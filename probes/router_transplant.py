@@ -33,14 +33,14 @@ from torch import Tensor, nn
 from model.evaluation import ItemBatch
 from probes.caption import Caption, captioned
 from probes.exam import Exam
-from probes.hybrid import put, sharing_copy
-from probes.items import MEASURES, all_values_of, items_of
-from probes.parts import places, tensors_of
+from probes.inputs.items import MEASURES, all_values_of, items_of
+from probes.inputs.rows import following_logprob
 from probes.registry import probe
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
-from probes.rows import following_logprob
-from probes.shapley import adjusted_interval
+from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval
+from probes.statistics.shapley import adjusted_interval
 from probes.subject import Subject
+from probes.surgery.hybrid import put, sharing_copy
+from probes.surgery.parts import places, tensors_of
 from workbench.checkpoints import Checkpoint
 from workbench.errors import UsageError
 

@@ -26,7 +26,7 @@ import xarray as xr
 from probes.acquisition import FITS, Acquisition, age_of_acquisition
 from probes.change_point import ALPHA, NULL, ChangePoint, change_point
 from probes.emergence import Onset, Verdict, onset
-from probes.resample import BOOT
+from probes.statistics.resample import BOOT
 from workbench.errors import UsageError
 
 CURVES = ("accuracy", "logprob")

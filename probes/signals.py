@@ -36,10 +36,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probes import evenness
-from probes.resample import Floats
 from probes.source import Source, group_of
 from probes.stability import churn, saturation
+from probes.statistics import evenness
+from probes.statistics.resample import Floats
 from workbench.errors import RunNotFound, SchemaError, UsageError
 
 KINDS: dict[str, str] = {

@@ -28,8 +28,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.registry import probe
-from probes.resample import BOOT, Floats, bootstrap_weights, percentile_interval
 from probes.source import Source, group_of
+from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval
 from workbench.errors import RunNotFound, SchemaError, UsageError
 
 BLOCK_TOKENS = 64

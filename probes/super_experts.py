@@ -33,9 +33,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from probes.expert_outputs import EXPERT_INPUT, expert_output, experts_of
 from probes.registry import probe
 from probes.subject import Subject
+from probes.surgery.expert_outputs import EXPERT_INPUT, expert_output, experts_of
 
 BEFORE = "blocks.{layer}.hook_resid_pre"
 POINT = "point estimate: a maximum over the fixed tokens, a lower bound for other text"

@@ -4,8 +4,8 @@ Needs   two checkpoints of one model (fork and end, or the ends of two arms), it
 Yields  shapley (part), with bounds and standard error; alone, last (part); gap, before, after.
 
 Part m of the later checkpoint is put into the earlier one, with and without others, and the task is
-measured. Over all coalitions of parts that gives each part's Shapley value (probes/shapley.py): its
-share of the gap after - before. The shares sum to the gap exactly.
+measured. Over all coalitions of parts that gives each part's Shapley value (statistics/shapley.py):
+its share of the gap after - before. The shares sum to the gap exactly.
 
 alone   what the part does by itself in the old body: v({m}) - v(none).
 last    what is lost when it alone is left out of the new body: v(all) - v(all but m).
@@ -37,13 +37,13 @@ from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
 from probes.exam import Exam
-from probes.hybrid import Hybrid
-from probes.items import MEASURES, Measure, items_of, values_of
-from probes.parts import Grain, Part, parts_of
+from probes.inputs.items import MEASURES, Measure, items_of, values_of
 from probes.registry import probe
-from probes.resample import BOOT, Floats
-from probes.shapley import ShapleyValues, shapley
+from probes.statistics.resample import BOOT, Floats
+from probes.statistics.shapley import ShapleyValues, shapley
 from probes.subject import Subject
+from probes.surgery.hybrid import Hybrid
+from probes.surgery.parts import Grain, Part, parts_of
 from workbench.checkpoints import Checkpoint
 from workbench.errors import UsageError
 

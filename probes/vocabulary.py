@@ -34,10 +34,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probes.caption import Caption, captioned
-from probes.jackknife import half_width
+from probes.inputs.routing import Routing, over_checkpoints
 from probes.registry import probe
-from probes.routing import Routing, over_checkpoints
 from probes.source import Source
+from probes.statistics.jackknife import half_width
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes.parts import KINDS, Part, parts_of, tensors_of
 from probes.registry import probe
 from probes.subject import Subject
+from probes.surgery.parts import KINDS, Part, parts_of, tensors_of
 from workbench.errors import UsageError
 
 EXACT = "exact: it follows from the weights alone"

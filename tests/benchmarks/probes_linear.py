@@ -35,13 +35,13 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
 from model.config import MoEConfig
 from model.lm import MoELM
-from probes.control_task import control_labels
 from probes.exam import Exam
-from probes.folds import fold_of_tokens
-from probes.logistic import logistic_classifiers
-from probes.ridge import ridge_scores
+from probes.inputs.control_task import control_labels
+from probes.inputs.token_labels import token_labels
+from probes.statistics.folds import fold_of_tokens
+from probes.statistics.logistic import logistic_classifiers
+from probes.statistics.ridge import ridge_scores
 from probes.subject import Subject
-from probes.token_labels import token_labels
 
 CHECKPOINTS = 20
 KEPT = ("ours", "loop", "apart", "differ", "ours_off", "loop_off")

@@ -23,10 +23,10 @@ import xarray as xr
 
 import probes
 from probes.answers import answers_of
-from probes.autoregression import noise
 from probes.change_point import change_point
 from probes.phases import phases
 from probes.seed_card import SeedCard, seed_card
+from probes.statistics.autoregression import noise
 from workbench.testing import PlantedSkill, activations_record, evaluations_record, two_arms
 
 WINDOW = 960

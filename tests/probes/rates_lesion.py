@@ -25,13 +25,13 @@ import torch
 from model.config import MoEConfig
 from model.evaluation import scores_of
 from model.lm import MoELM
-from probes.alignment import judged
 from probes.arms import bonett_price, mcnemar
-from probes.discovery_rate import q_values
 from probes.exam import Exam
 from probes.lesion import _choices, lesion, mean_change
-from probes.lesioned import answers
+from probes.statistics.discovery_rate import q_values
 from probes.subject import Subject
+from probes.surgery.alignment import judged
+from probes.surgery.lesioned import answers
 from workbench.planted.model import planted_model
 
 POOL, ITEMS = 1600, 64
@@ -184,7 +184,7 @@ def attribution_rates(draws: int) -> list[dict[str, Any]]:
         name = f"4 domains of {n_rows} rows, 3 tasks of 64 items"
         out += [
             rate(name, "attribution", "interval covers the truth", np.concatenate(held),
-                 "0.90 to 0.98", "conservative where single products of a row and an item vary more than their means"),
+                 "0.90 to 0.98", "conservative where products of a row and an item vary more than their means"),
             rate(name, "attribution", "false alarms: any of 12 pairs of influence 0 has q <= 0.05",
                  alarms, "at most 0.05", "true influences taken off the pool"),
         ]  # fmt: skip

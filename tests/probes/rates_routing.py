@@ -93,7 +93,7 @@ def stream_lift_held(seed: int) -> float:
 
 def pairs_alarmed(seed: int) -> float:
     """Pairs of a router whose loads differ and that links none, found apart from chance."""
-    from probes.fixed_size import _weights
+    from probes.statistics.fixed_size import _weights
 
     loads = np.array([0.6, 0.5, 0.3, 0.3, 0.2, 0.1])
     sets = [[i, j] for i in range(6) for j in range(i + 1, 6)]

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from probes.hybrid import Hybrid
-from probes.items import all_values_of
-from probes.parts import parts_of
-from probes.shapley import shapley
+from probes.inputs.items import all_values_of
+from probes.statistics.shapley import shapley
+from probes.surgery.hybrid import Hybrid
+from probes.surgery.parts import parts_of
 from workbench.planted.model import planted_model
 
 POOL = 1000

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.isotonic import IsotonicRegression
 
-from probes.ascent import Stretches, breakthroughness, crossings, linearity, monotone, share
+from probes.statistics.ascent import (
+    Stretches,
+    breakthroughness,
+    crossings,
+    linearity,
+    monotone,
+    share,
+)
 
 STEPS = np.arange(0, 1000, 50).astype(float)
 CURVES = hnp.arrays(np.float64, 20, elements=st.floats(-0.25, 1.0, width=32))

@@ -20,8 +20,8 @@ from model.training.checkpoint import save_checkpoint
 from model.training.optim import make_optimizer
 from probes.attribution import attribution, total_influence
 from probes.exam import Exam
+from probes.inputs.training_text import training_rows
 from probes.subject import Subject
-from probes.training_text import training_rows
 from workbench.errors import RunNotFound, UsageError
 
 SMALL = MoEConfig(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from probes.bracket import bracket
-from probes.resample import bootstrap_weights
+from probes.statistics.bracket import bracket
+from probes.statistics.resample import bootstrap_weights
 
 
 def observed(success: np.ndarray, items: int, seed: int) -> np.ndarray:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import probes
-from probes.autoregression import noise
 from probes.change_point import change_point, split
-from probes.smooth_rise import SmoothRises
+from probes.statistics.autoregression import noise
+from probes.statistics.smooth_rise import SmoothRises
 from workbench.errors import SchemaError, UsageError
 from workbench.testing import PlantedSkill, evaluations_record
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.coactivation import coactivation, coactivation_fixed
-from probes.fixed_size import meeting_chance
+from probes.statistics.fixed_size import meeting_chance
 from workbench.errors import SchemaError, UsageError
 from workbench.planted.patterns import Patterns
 from workbench.testing import activations_record, router_record

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.discovery_rate import q_values
+from probes.statistics.discovery_rate import q_values
 from workbench.errors import UsageError
 
 

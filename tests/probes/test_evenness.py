@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from probes import evenness
+from probes.statistics import evenness
 from workbench.errors import SchemaError
 
 MEASURES = (

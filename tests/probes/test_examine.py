@@ -16,10 +16,11 @@ import pytest
 import xarray as xr
 
 import workbench as wb
-from probes import registry, series, subject
+from probes import registry, subject
 from probes.exam import Exam
 from probes.examine import examine
 from probes.registry import find, probe
+from probes.running import series
 from workbench.errors import ProbeFailed, RunNotFound, UsageError
 
 

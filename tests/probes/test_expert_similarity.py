@@ -14,9 +14,9 @@ from model.config import NANO
 from model.experts import experts_reference
 from model.lm import MoELM
 from probes.exam import Exam
-from probes.expert_outputs import all_outputs
 from probes.expert_similarity import expert_similarity, output_cka
 from probes.subject import Subject
+from probes.surgery.expert_outputs import all_outputs
 from workbench.errors import UsageError
 
 TINY = replace(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score
 
 from probes.flow import dealt_information, flow
-from probes.information import entropy, miller_madow, mutual_information
+from probes.statistics.information import entropy, miller_madow, mutual_information
 from workbench.errors import UsageError
 from workbench.planted.patterns import Patterns
 from workbench.testing import activations_record

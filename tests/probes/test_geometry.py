@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.cka import cka, cka_reference
-from probes.cross_rows import cross_rows, jackknife_interval
 from probes.participation import participation, ratio
+from probes.statistics.cross_rows import cross_rows, jackknife_interval
 from workbench.errors import UsageError
 from workbench.planted.stream import PlantedSubject, readable_stream, shared_streams
 

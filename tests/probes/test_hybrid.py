@@ -10,8 +10,8 @@ import torch
 
 from model.config import NANO
 from model.lm import MoELM
-from probes.hybrid import Hybrid, put, sharing_copy
-from probes.parts import GRAINS, parts_of, tensors_of
+from probes.surgery.hybrid import Hybrid, put, sharing_copy
+from probes.surgery.parts import GRAINS, parts_of, tensors_of
 from workbench.errors import UsageError
 
 TOKENS = torch.arange(16).reshape(2, 8)

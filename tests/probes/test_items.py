@@ -11,7 +11,7 @@ from model.data.tokenizer import train_tokenizer
 from model.data.world import TASKS, World
 from model.evaluation import encode_items, score
 from model.lm import MoELM
-from probes.items import items_of, values_of
+from probes.inputs.items import items_of, values_of
 from workbench.errors import RunNotFound, UsageError
 from workbench.planted.model import planted_model
 

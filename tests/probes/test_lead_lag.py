@@ -7,9 +7,9 @@ import xarray as xr
 from scipy import stats
 
 from probes.arrival import arrival_of
-from probes.discovery_rate import q_values
 from probes.lead_lag import lead_lag, lead_lag_of_tasks
 from probes.registry import find
+from probes.statistics.discovery_rate import q_values
 from workbench.errors import RunNotFound, SchemaError, UsageError
 from workbench.planted.signals import PlantedSignal, signals_record
 from workbench.testing import PlantedSkill, evaluations_record, router_record

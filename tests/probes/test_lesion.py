@@ -17,8 +17,8 @@ from model.lm import MoELM
 from probes.arms import paired_t
 from probes.exam import Exam
 from probes.lesion import FEWEST, following, lesion, mean_change
-from probes.lesioned import ROUNDING, WAYS, answers
 from probes.subject import Subject
+from probes.surgery.lesioned import ROUNDING, WAYS, answers
 from workbench.errors import UsageError
 from workbench.planted.model import planted_model
 
@@ -151,7 +151,7 @@ def test_zero_agrees_with_an_expert_whose_weights_are_zero():
 def test_rows_in_several_passes_give_the_same_numbers(monkeypatch):
     subject = drawn_subject()
     whole = lesion(subject)
-    monkeypatch.setattr("probes.lesioned.TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr("probes.surgery.lesioned.TOKENS_AT_ONCE", 16)
     parts = lesion(subject)
     for name in ("drop_logprob", "loss_rise", "used"):
         assert np.allclose(whole[name], parts[name], atol=2 * ROUNDING)

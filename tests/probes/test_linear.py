@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
-from probes.control_task import control_labels
-from probes.folds import fold_of_tokens
+from probes.inputs.control_task import control_labels
+from probes.inputs.token_labels import token_labels
 from probes.linear import linear_probes
-from probes.logistic import logistic_classifiers
-from probes.ridge import ridge_scores
-from probes.token_labels import token_labels
+from probes.statistics.folds import fold_of_tokens
+from probes.statistics.logistic import logistic_classifiers
+from probes.statistics.ridge import ridge_scores
 from workbench.errors import UsageError
 from workbench.planted.stream import PlantedSubject, lexical_stream, readable_stream
 

@@ -54,7 +54,7 @@ def test_pooling_by_tokens_weighs_every_assignment_once():
 def test_a_pool_larger_than_a_block_is_still_read_whole(monkeypatch):
     router = router_record(steps=12, tokens=64)
     whole = probes.expert_load(router, window=256)
-    monkeypatch.setattr("probes.pool.BLOCK_VALUES", 1)
+    monkeypatch.setattr("probes.inputs.pool.BLOCK_VALUES", 1)
     xr.testing.assert_identical(probes.expert_load(router, window=256), whole)
     assert whole["step"].values.tolist() == [4, 8, 12]
 

@@ -4,8 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from probes.moves import drawn_blocks, greatest_moves, memory_of, pooled_by, shuffled_blocks
-from probes.wandering import least_remarkable, prepared
+from probes.statistics.moves import (
+    drawn_blocks,
+    greatest_moves,
+    memory_of,
+    pooled_by,
+    shuffled_blocks,
+)
+from probes.statistics.wandering import least_remarkable, prepared
 from workbench.errors import UsageError
 
 STEPS = np.arange(100.0)

@@ -1,6 +1,6 @@
 """docs/probes.md says what the registry and the measured rates say.
 
-    python tests/probes/test_page.py        writes both tables anew
+python tests/probes/test_page.py        writes both tables anew
 """
 
 from __future__ import annotations

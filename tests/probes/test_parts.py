@@ -12,7 +12,7 @@ from torch import nn
 
 from model.config import NANO
 from model.lm import MoELM
-from probes.parts import GRAINS, KINDS, parts_of, places, tensors_of
+from probes.surgery.parts import GRAINS, KINDS, parts_of, places, tensors_of
 from workbench.errors import UsageError
 
 HERE = Path(__file__).parent

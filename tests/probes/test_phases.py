@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probes.autoregression import noise
 from probes.phases import phases
+from probes.statistics.autoregression import noise
 from workbench.errors import SchemaError, UsageError
 
 

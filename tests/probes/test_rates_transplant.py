@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probes.shapley import shapley
+from probes.statistics.shapley import shapley
 
 HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "docs" / "measured" / "rates-transplant.json"

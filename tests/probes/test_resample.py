@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probes.resample import bootstrap_weights, percentile_interval, tails, wilson
+from probes.statistics.resample import bootstrap_weights, percentile_interval, tails, wilson
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 20), (20, 20), (7, 20), (1, 3), (180, 200)])

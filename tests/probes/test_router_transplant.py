@@ -7,9 +7,9 @@ import pytest
 
 from model.evaluation import score
 from probes.exam import Exam
-from probes.parts import tensors_of
 from probes.router_transplant import router_transplant
 from probes.subject import Subject
+from probes.surgery.parts import tensors_of
 from workbench.errors import UsageError
 from workbench.planted.model import planted_model
 

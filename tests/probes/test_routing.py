@@ -13,8 +13,8 @@ from probes.divergence import divergence
 from probes.domains import domains_fixed
 from probes.exam import Exam
 from probes.flow import flow
+from probes.inputs.routing import RecordedRouting, routing_of
 from probes.registry import find
-from probes.routing import RecordedRouting, routing_of
 from probes.subject import Subject
 from probes.vocabulary import vocabulary
 from workbench.errors import SchemaError, UsageError

@@ -6,7 +6,7 @@ from scipy import stats
 from torch import nn
 
 from probes.exam import Exam
-from probes.rows import following_logprob, mean_over_rows, text_rows
+from probes.inputs.rows import following_logprob, mean_over_rows, text_rows
 from probes.subject import Subject
 from workbench.errors import UsageError
 

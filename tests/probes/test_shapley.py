@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.shapley import adjusted_interval, shapley
+from probes.statistics.shapley import adjusted_interval, shapley
 from workbench.errors import UsageError
 
 

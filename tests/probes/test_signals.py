@@ -3,9 +3,9 @@ import pytest
 import xarray as xr
 from sklearn.metrics import mutual_info_score
 
-from probes.evenness import gini
 from probes.signals import KINDS, domain_information, signals
 from probes.stability import churn
+from probes.statistics.evenness import gini
 from workbench.errors import UsageError
 from workbench.planted.signals import PlantedSignal, signals_record
 from workbench.testing import PlantedSkill, activations_record, evaluations_record, router_record

@@ -9,9 +9,9 @@ import pytest
 
 from model.evaluation import score
 from probes.exam import Exam
-from probes.parts import tensors_of
 from probes.registry import find
 from probes.subject import Subject
+from probes.surgery.parts import tensors_of
 from probes.transplant import transplant
 from workbench.errors import RunNotFound, UsageError
 from workbench.planted.model import planted_model

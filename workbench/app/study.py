@@ -18,7 +18,7 @@ import xarray as xr
 import probes
 from checkpoints_index.errors import ClockError
 from probes.emergence import Onset
-from probes.resample import BOOT
+from probes.statistics.resample import BOOT
 from workbench.errors import RunNotFound, SchemaError, UsageError
 from workbench.figures.bins import by_step
 from workbench.figures.marks import Mark, marks_of

@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 from probes.exam import Exam
-from probes.one_pass import Failure, Order, Outcome, forget, sit
 from probes.registry import Probe
+from probes.running.one_pass import Failure, Order, Outcome, forget, sit
 from workbench.checkpoints import Checkpoint
 from workbench.errors import ProbeFailed, RunNotFound, UsageError
 from workbench.run import Run

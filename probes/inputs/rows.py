@@ -17,7 +17,13 @@ import torch
 from scipy import stats
 from torch import nn
 
-from probes.resample import BOOT, CONFIDENCE, Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import (
+    BOOT,
+    CONFIDENCE,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from probes.subject import ROWS_TOKENS, Subject
 from workbench.errors import UsageError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from probes.resample import Floats, bootstrap_weights
+from probes.statistics.resample import Floats, bootstrap_weights
 from workbench.errors import SchemaError, UsageError
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from probes.parts import Part, Slice, tensors_of
+from probes.surgery.parts import Part, Slice, tensors_of
 from workbench.errors import UsageError
 
 
@@ -28,7 +28,7 @@ class Hybrid:
     Args:
         body: what it is made of at first.
         donor: what parts are taken from.
-        parts: that can be taken (`probes.parts.parts_of`).
+        parts: that can be taken (`probes.surgery.parts.parts_of`).
 
     Raises:
         UsageError: the two do not have the same parameters, shapes and types of numbers.
@@ -36,7 +36,7 @@ class Hybrid:
     Example:
         >>> from model.config import NANO
         >>> from model.lm import MoELM
-        >>> from probes.parts import parts_of
+        >>> from probes.surgery.parts import parts_of
         >>> a, b = MoELM(NANO, seed=1), MoELM(NANO, seed=2)
         >>> hybrid = Hybrid(a, b, parts_of(a))
         >>> hybrid.take(np.array([True, False, False, False, False]))

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 
 MEMORY = np.array([-0.2, *np.arange(0.0, 0.96, 0.05), 0.97, 0.985])
 """Values of phi that are considered; nearer to 1 noise is a random walk, which any step fits."""

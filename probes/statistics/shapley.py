@@ -38,7 +38,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from probes.resample import BOOT, CONFIDENCE, Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import (
+    BOOT,
+    CONFIDENCE,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from workbench.errors import UsageError
 
 Value = Callable[[NDArray[np.bool_]], Floats]

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from model.attention import rotary_tables
 from model.lm import MoELM
-from probes.lesioned import Questions
-from probes.resample import Floats
+from probes.statistics.resample import Floats
+from probes.surgery.lesioned import Questions
 
 RELATIVE_STEP = 1e-5
 """Length of the step over the length of the weights. Measured on a NANO through its training, in

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from model.evaluation import ItemBatch, choice_logprobs, scores_of
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 from workbench.errors import RunNotFound, UsageError
 
 Measure = Literal["logprob", "accuracy"]

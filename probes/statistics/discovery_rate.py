@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import false_discovery_control
 
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 from workbench.errors import UsageError
 
 RATE = 0.05

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from probes.resample import CONFIDENCE, Floats
+from probes.statistics.resample import CONFIDENCE, Floats
 
 SIDE = 0.10
 """How often each of the two tests may err."""

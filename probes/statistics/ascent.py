@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 
 
 def monotone(curves: Floats) -> Floats:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from probes.resample import CONFIDENCE
+from probes.statistics.resample import CONFIDENCE
 
 Floats = NDArray[np.float64]
 

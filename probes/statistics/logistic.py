@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probes.minimise import Point, minimise
+from probes.statistics.minimise import Point, minimise
 from workbench.errors import UsageError
 
 # Shapes: N tokens, D width (of the basis), P problems solved at once, K classes (the most of any

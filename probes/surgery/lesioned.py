@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from model.attention import rotary_tables
 from model.block import Block
 from model.lm import MoELM
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.adapters.router_site import Show
 from workbench.errors import UsageError

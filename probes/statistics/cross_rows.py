@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from probes.resample import CONFIDENCE, Floats
+from probes.statistics.resample import CONFIDENCE, Floats
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from probes.directional import Direction, Directional, Rows, inner, norm
-from probes.discovery_rate import q_values
-from probes.resample import CONFIDENCE, Floats
+from probes.statistics.discovery_rate import q_values
+from probes.statistics.resample import CONFIDENCE, Floats
+from probes.surgery.directional import Direction, Directional, Rows, inner, norm
 
 Normalize = Literal["none", "cosine"]
 

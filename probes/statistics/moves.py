@@ -39,8 +39,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.resample import Floats
-from probes.wandering import Blend, Ramps, least_remarkable, likeliest_without_move, prepared
+from probes.statistics.resample import Floats
+from probes.statistics.wandering import (
+    Blend,
+    Ramps,
+    least_remarkable,
+    likeliest_without_move,
+    prepared,
+)
 from workbench.errors import UsageError
 
 FEWEST = 16

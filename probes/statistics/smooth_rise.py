@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 
 MOST = 2 / 3
 """Share of a rise that counts as most of it."""

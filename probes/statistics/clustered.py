@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.resample import bootstrap_weights, percentile_interval, wilson
+from probes.statistics.resample import bootstrap_weights, percentile_interval, wilson
 
 Floats = NDArray[np.float64]
 

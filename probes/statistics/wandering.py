@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from probes.resample import Floats
+from probes.statistics.resample import Floats
 
 Singles: TypeAlias = NDArray[np.float32]
 

@@ -1,0 +1,97 @@
+"""Where the last capability came from: which one is asked about, and what is said when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import workbench as wb
+from workbench.app import plots
+from workbench.app.causes import Causes, Emergent, causes, emergent
+from workbench.app.report import render
+from workbench.app.report.blocks import Missing, Picture
+from workbench.app.report.why import others, why
+from workbench.app.study import Study
+from workbench.errors import RunNotFound
+
+
+@pytest.fixture
+def study(two_arm_run):
+    return Study(wb.open_run(two_arm_run), n_boot=50)
+
+
+def test_the_capability_that_only_the_arm_learned_is_asked_about(study):
+    about = emergent(study)
+    assert (about.task, about.arm) == ("code/add", "curriculum")
+    assert 80 < about.onset <= 90
+    assert about.gain == pytest.approx(0.95, abs=0.1)
+
+
+def test_where_nothing_arrived_late_nothing_is_asked(planted_run):
+    study = Study(wb.open_run(planted_run("early", arms=False)), n_boot=50)
+    assert emergent(study) is None
+    assert causes(study, compute=True).found == {}
+    [missing] = why(study).blocks
+    assert isinstance(missing, Missing)
+    assert "No capability arrived in the final stretch" in missing.text
+    with pytest.raises(RunNotFound, match="none did"):
+        plots.draw("transplant", study)
+
+
+def test_without_weights_the_report_says_what_is_missing_and_shows_the_rest(study):
+    found = causes(study, compute=False)
+    assert "both sides of the final stretch" in found.missing["transplant"]
+    assert "lead-lag" in found.found
+    blocks = why(study).blocks
+    assert [type(block).__name__ for block in blocks] == ["Words", "Missing", "Missing", "Picture"]
+    assert "code/add on curriculum" in blocks[0].text
+
+
+def _transplant():
+    values = np.array([0.4, 0.1])
+    return xr.Dataset(
+        {
+            "shapley": ("part", values), "shapley_low": ("part", values - 0.05),
+            "shapley_high": ("part", values + 0.05), "shapley_se": ("part", 0 * values),
+            "before": 0.2, "after": 0.7, "gap": 0.5, "gap_low": 0.4, "gap_high": 0.6,
+        },
+        coords={"part": ["experts", "router"]},
+        attrs={"task": "code/add", "measure": "logprob", "from_step": 80, "to_step": 100,
+               "from_branch": "main", "to_branch": "curriculum", "n": 60},
+    )  # fmt: skip
+
+
+def test_what_was_found_is_drawn_and_told_in_the_report(study):
+    about = Emergent(task="code/add", arm="curriculum", onset=85.0, gain=0.9)
+    study.__dict__["causes"] = Causes(about, {"transplant": _transplant()}, {"lead-lag": "why."})
+    pictures = [block for block in why(study).blocks if isinstance(block, Picture)]
+    assert len(pictures) == 1
+    assert "experts +0.40 [+0.35, +0.45]" in pictures[0].caption.sentence
+    assert "experts +0.40" in render(study)
+
+
+def test_hostile_names_in_kept_results_are_text(planted_run):
+    evil = "<script>alert(1)</script>"
+    run = wb.open_run(planted_run("evil", arms=False))
+    ds = xr.Dataset(
+        {"x": (("checkpoint", "label"), np.ones((2, 2)), {"units": evil, "long_name": evil})},
+        coords={"checkpoint": [10, 20], "label": [evil, "b"]},
+        attrs={"branch": "main", "question": evil},
+    )
+    run.results.fetch("evil-probe", 1, {"checkpoints": [1]}, lambda: ds)
+    study = Study(run, n_boot=50)
+    section = others(study)
+    assert any(isinstance(block, Picture) for block in section.blocks)
+    page = render(study)
+    assert "<script>alert" not in page
+    assert "Evil-probe" in page
+
+
+def test_a_kept_result_that_cannot_be_drawn_costs_no_report(planted_run):
+    run = wb.open_run(planted_run("odd", arms=False))
+    moment = xr.Dataset({"t": ((), np.datetime64("2026-01-01", "ns"))})
+    run.results.fetch("odd", 1, {"checkpoints": [1]}, lambda: moment)
+    study = Study(run, n_boot=50)
+    assert others(study).blocks
+    assert "What other probes measured" in render(study)
