@@ -126,14 +126,17 @@ def _results(source: Any) -> Results | None:
 
 
 def _of_record(source: Any, order: Order, results: Results | None) -> xr.Dataset:
-    probe = order.probe
+    probe, run = order.probe, _run_of(source)
+    about = {"run": run.name, "branch": run.branch, "question": probe.question}
+
+    def compute() -> xr.Dataset:
+        found = probe.function(source, **order.params)
+        # What is no dataset is told by who keeps it.
+        return found.assign_attrs(about) if isinstance(found, xr.Dataset) else found
+
     if results is None:
-        return probe.function(source, **order.params)
-    asked = _stretch(source)
-    return results.fetch(
-        probe.name, probe.version, asked, lambda: probe.function(source, **order.params),
-        params=order.params,
-    )  # fmt: skip
+        return compute()
+    return results.fetch(probe.name, probe.version, _stretch(source), compute, params=order.params)
 
 
 def _stretch(source: Any) -> dict[str, Any]:

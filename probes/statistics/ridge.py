@@ -4,8 +4,9 @@ Needs   features (token, d), labels (label, token), the fold of every token.
 Yields  a class for every token, by the classifier that did not see the token's fold.
 
 Least squares to targets +1 (its class) and −1 (the others), intercept not penalised. The Gram
-matrix of a training set is the sum of those of its folds, each formed once; one Cholesky a fold
-serves every class of every label that is defined on the same tokens. float64.
+matrix of a training set is the sum of those of its folds, each formed once for all labels (less the
+tokens that a label leaves out); one Cholesky a fold serves every class of every label that is
+defined on the same tokens. float64.
 
 It agrees with scikit-learn's RidgeClassifier(alpha). It is many times faster than logistic
 regression, and where classes crowd (one of many domains) it is less accurate.
@@ -43,51 +44,65 @@ def ridge_scores(
         >>> scores[0].argmax(1).tolist()
         [0, 1, 0, 1]
     """
-    x_ND = features_ND.double()
+    order = np.argsort(fold, kind="stable")
+    ends = np.cumsum(np.bincount(fold))
+    folds = [slice(int(a), int(b)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    at = torch.from_numpy(order).to(features_ND.device)
+    # A column of ones carries the counts and the means through the same sums.
+    x1_ND = torch.nn.functional.pad(features_ND[at].double(), (0, 1), value=1.0)
+    grams = torch.stack([x1_ND[part].T @ x1_ND[part] for part in folds])
     found: list[Tensor | None] = [None] * len(labels)
     groups: dict[bytes, list[int]] = {}
     for j, label in enumerate(labels):
         groups.setdefault((label >= 0).tobytes(), []).append(j)
-    folds = [torch.from_numpy(np.flatnonzero(fold == f)) for f in range(int(fold.max()) + 1)]
     for members in groups.values():
-        there = torch.from_numpy(labels[members[0]] >= 0)
+        there = (labels[members[0]] >= 0)[order]
         widths = [int(labels[j].max()) + 1 for j in members]
-        targets_NC = torch.cat([_targets(labels[j]) for j in members], dim=1).to(x_ND)
-        scores_NC = _held_out(x_ND, targets_NC, there, folds, alpha)
+        targets_NC = torch.cat([_targets(labels[j][order]) for j in members], dim=1).to(x1_ND)
+        own = _without(grams, x1_ND, there, folds)
+        sorted_NC = _held_out(x1_ND, own, targets_NC, folds, alpha)
+        scores_NC = torch.empty_like(sorted_NC)
+        scores_NC[at] = sorted_NC
         for j, part in zip(members, scores_NC.split(widths, dim=1), strict=True):
             found[j] = part
     return [scores for scores in found if scores is not None]
 
 
 def _targets(label: NDArray[np.int64]) -> Tensor:
-    """+1 at the token's class, −1 elsewhere; rows without a class are never used."""
+    """+1 at the token's class, −1 elsewhere; 0 in rows without a class."""
     classes = int(label.max()) + 1
-    return torch.from_numpy(2.0 * (label[:, None] == np.arange(classes)) - 1)
+    signs = 2.0 * (label[:, None] == np.arange(classes)) - 1
+    return torch.from_numpy(signs * (label >= 0)[:, None])
+
+
+def _without(
+    grams: Tensor, x1_ND: Tensor, there: NDArray[np.bool_], folds: Sequence[slice]
+) -> Tensor:
+    """Gram matrices of the folds' tokens that have the label."""
+    made = []
+    for gram, part in zip(grams, folds, strict=True):
+        missing = np.flatnonzero(~there[part])
+        few = 2 * len(missing) < part.stop - part.start
+        chosen = x1_ND[part][torch.from_numpy(missing if few else np.flatnonzero(there[part]))]
+        made.append(gram - chosen.T @ chosen if few else chosen.T @ chosen)
+    return torch.stack(made)
 
 
 def _held_out(
-    x_ND: Tensor, targets_NC: Tensor, there_N: Tensor, folds: list[Tensor], alpha: float
+    x1_ND: Tensor, grams: Tensor, targets_NC: Tensor, folds: Sequence[slice], alpha: float
 ) -> Tensor:
-    # A column of ones carries the counts and the means through the same sums.
-    ones_N1 = x_ND.new_ones(len(x_ND), 1)
-    parts = []
-    for tokens in folds:
-        used = tokens[there_N[tokens]].to(x_ND.device)
-        x1 = torch.cat([x_ND[used], ones_N1[used]], dim=1)
-        parts.append((x1.T @ x1, x1.T @ targets_NC[used]))
-    gram = torch.stack([g for g, _ in parts]).sum(0) - torch.stack([g for g, _ in parts])
-    cross = torch.stack([c for _, c in parts]).sum(0) - torch.stack([c for _, c in parts])
+    crosses = torch.stack([x1_ND[part].T @ targets_NC[part] for part in folds])
+    gram, cross = grams.sum(0) - grams, crosses.sum(0) - crosses
     n_F = gram[:, -1, -1].clamp_min(1)
     mean_FD, level_FC = gram[:, -1, :-1] / n_F[:, None], cross[:, -1] / n_F[:, None]
-    centred = gram[:, :-1, :-1] - n_F[:, None, None] * mean_FD[:, :, None] * mean_FD[:, None]
-    moments = cross[:, :-1] - n_F[:, None, None] * mean_FD[:, :, None] * level_FC[:, None]
+    centred = gram[:, :-1, :-1] - gram[:, -1, :-1, None] * mean_FD[:, None]
+    moments = cross[:, :-1] - mean_FD[:, :, None] * cross[:, -1:]
     centred.diagonal(dim1=1, dim2=2).add_(alpha)
     weights_FDC = torch.cholesky_solve(moments, torch.linalg.cholesky(centred))
     offset_FC = level_FC - (mean_FD[:, None] @ weights_FDC).squeeze(1)
     # A class that the training folds do not have has only −1 for a target: never the answer.
     offset_FC = offset_FC.masked_fill(level_FC <= -1 + 1e-12, -torch.inf)
-    scores_NC = torch.empty(len(x_ND), targets_NC.shape[1], dtype=x_ND.dtype, device=x_ND.device)
-    for f, tokens in enumerate(folds):
-        at = tokens.to(x_ND.device)
-        scores_NC[at] = x_ND[at] @ weights_FDC[f] + offset_FC[f]
+    scores_NC = torch.empty_like(targets_NC)
+    for f, part in enumerate(folds):
+        torch.addmm(offset_FC[f], x1_ND[part, :-1], weights_FDC[f], out=scores_NC[part])
     return scores_NC

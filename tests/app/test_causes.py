@@ -44,7 +44,13 @@ def test_without_weights_the_report_says_what_is_missing_and_shows_the_rest(stud
     assert "both sides of the final stretch" in found.missing["transplant"]
     assert "lead-lag" in found.found
     blocks = why(study).blocks
-    assert [type(block).__name__ for block in blocks] == ["Words", "Missing", "Missing", "Picture"]
+    assert [type(block).__name__ for block in blocks] == [
+        "Words",
+        "Words",
+        "Missing",
+        "Missing",
+        "Picture",
+    ]
     assert "code/add on curriculum" in blocks[0].text
 
 

@@ -10,9 +10,10 @@ import pytest
 
 import workbench as wb
 from workbench.app.report import render, write_report
+from workbench.app.report.blocks import Missing, Numbers, Picture
 from workbench.app.report.doubts import doubts
 from workbench.app.report.ran import search
-from workbench.app.report.story import Missing, Numbers, Picture, sections, summary
+from workbench.app.report.story import sections, summary
 from workbench.app.report.stretch import change_table, stretch_words
 from workbench.app.study import Study
 from workbench.errors import RunNotFound, UsageError
@@ -99,11 +100,11 @@ def test_nothing_in_the_page_points_outside(page):
 
 
 def test_every_figure_has_a_sentence_a_table_and_its_code(page):
-    assert page.count("figure") == 7
-    assert page.count("figcaption") == 7
-    assert page.count("pre") == 7 + 1  # and run.json
+    assert page.count("figure") == 8
+    assert page.count("figcaption") == 8
+    assert page.count("pre") == 8 + 1  # and run.json
     labels = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("role") == "img"]
-    assert len(labels) == 7
+    assert len(labels) == 8
     assert all(label.endswith(".") for label in labels)
 
 
@@ -180,7 +181,15 @@ def test_a_section_without_its_record_says_what_is_missing(planted_run, parts, a
     run = wb.open_run(planted_run(f"{'-'.join(sorted(parts))}", arms=arms, parts=parts))
     study = Study(run, n_boot=20)
     chapters = sections(study)
-    assert [c.id for c in chapters] == ["ran", "changed", "came", "bought", "routing"]
+    assert [c.id for c in chapters] == [
+        "ran",
+        "changed",
+        "came",
+        "why",
+        "bought",
+        "routing",
+        "probes",
+    ]
     missing = [b.text for c in chapters for b in c.blocks if isinstance(b, Missing)]
     assert any(text.startswith(says) for text in missing)
 

@@ -184,7 +184,8 @@ def attribution_rates(draws: int) -> list[dict[str, Any]]:
         name = f"4 domains of {n_rows} rows, 3 tasks of 64 items"
         out += [
             rate(name, "attribution", "interval covers the truth", np.concatenate(held),
-                 "0.90 to 0.98", "conservative where products of a row and an item vary more than their means"),
+                 "0.90 to 0.98",
+                 "conservative where products of a row and an item vary more than their means"),
             rate(name, "attribution", "false alarms: any of 12 pairs of influence 0 has q <= 0.05",
                  alarms, "at most 0.05", "true influences taken off the pool"),
         ]  # fmt: skip

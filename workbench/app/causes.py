@@ -71,14 +71,19 @@ class Question:
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
-def questions(task: str) -> dict[str, Question]:
-    """What is asked about a capability, by name."""
+def questions(task: str, since: int = 0) -> dict[str, Question]:
+    """What is asked about a capability, by name.
+
+    Args:
+        since: the step at which the data mix changed. What it moved at once leads every later
+            onset, so leaders are sought after it.
+    """
     return {
         "transplant": Question("transplant", "end", {"task": task}),
         "transplant by layer": Question(
             "transplant", "end", {"task": task, "parts": "kind-layer", "n_permutations": 8}
         ),
-        "lead-lag": Question("lead-lag", "all", {"task": task}),
+        "lead-lag": Question("lead-lag", "all", {"task": task, "start": since}),
     }
 
 
@@ -103,7 +108,7 @@ def causes(study: Study, *, compute: bool, progress: bool = False) -> Causes:
     result = Causes(about)
     if about is None:
         return result
-    for name, question in questions(about.task).items():
+    for name, question in questions(about.task, study.final_start).items():
         try:
             answer = _ask(study, about, question, compute, progress)
         except (RunNotFound, UsageError, SchemaError, ProbeFailed) as error:

@@ -126,7 +126,7 @@ def draw_cause(study: Study, name: str, x: ClockName = "step") -> go.Figure:
         )
     if name not in causes.found:
         raise RunNotFound(
-            f"{name} of {causes.about.task}: {causes.missing[name].rstrip('.')}. "
+            f"{name} of {causes.about.task}: {causes.missing.get(name, 'not asked').rstrip('.')}. "
             f"`workbench report {study.run.path} --causes` computes it where it can be."
         )
     draw = figures.leads if name == "lead-lag" else figures.transplant
@@ -244,10 +244,13 @@ def code_of_cause(name: str, study: Study) -> str:
         f"run = open_run({str(study.run.path)!r}, {about.arm!r})",
     ]
     if name == "lead-lag":
-        lines = [f"figures.leads(probes.lead_lag(run, {about.task!r}))"]
+        lines = [
+            f"found = probes.lead_lag(run, {about.task!r}, start={study.final_start})",
+            "figures.leads(found.assign_attrs(run=run.name, branch=run.branch))",
+        ]
     else:
         grain = ", parts='kind-layer', n_permutations=8" if name != "transplant" else ""
-        before = max(s for s in study.arms[about.arm].checkpoints.steps if s <= study.final_start)
+        before = study.causes.found[name].attrs["from_step"]
         lines = [
             f"before, after = run.checkpoints.at({before}), run.checkpoints[-1]",
             f"figures.transplant(probes.transplant(before, after, {about.task!r}{grain}))",

@@ -18,6 +18,7 @@ import xarray as xr
 import probes
 from checkpoints_index.errors import ClockError
 from probes.emergence import Onset
+from probes.report_card import report_cards
 from probes.statistics.resample import BOOT
 from workbench.errors import RunNotFound, SchemaError, UsageError
 from workbench.figures.bins import by_step
@@ -184,6 +185,11 @@ class Study:
                 except UsageError as error:
                     self.missing[f"onset of {task}, {arm}"] = str(error)
         return {arm: tasks for arm, tasks in found.items() if tasks}
+
+    @cached_property
+    def cards(self) -> dict[str, xr.Dataset]:
+        """(task) everything known of how each capability emerged, by arm."""
+        return self._each("report cards", lambda arm: report_cards(arm, n_boot=self.n_boot))
 
     @cached_property
     def differences(self) -> dict[str, xr.Dataset]:

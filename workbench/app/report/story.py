@@ -18,13 +18,12 @@ import plotly.graph_objects as go
 from workbench import figures
 from workbench.app import plots
 from workbench.app.report.blocks import Facts, Missing, Numbers, Section, Words, picture
+from workbench.app.report.cards import card_table, onset_table
 from workbench.app.report.ran import facts, mix_table
 from workbench.app.report.stretch import change_table, stretch_words
 from workbench.app.report.why import others, why
 from workbench.app.study import Study
 from workbench.errors import RunNotFound
-from workbench.figures.caption import Table
-from workbench.figures.tasks import by_family
 from workbench.figures.wording import plain
 
 
@@ -87,6 +86,15 @@ def came(study: Study) -> Section:
             "within a fifth of the training, in accuracy and in log-probability."
         )
         blocks.append(Numbers("When each capability came", onset_table(study), note))
+        cards = card_table(study)
+        if cards.rows:
+            note = (
+                "The evidence, on a report card: where each curve breaks, with p against a smooth "
+                "rise with noise that remembers; the age at which half was acquired, by a logistic "
+                "fit; breakthroughness (BIG-bench). A jump here needs the onset's own jump and p "
+                "of 0.05 or less in both curves."
+            )
+            blocks.append(Numbers("Report cards", cards, note))
     return Section("came", "When capabilities came", blocks)
 
 
@@ -133,24 +141,3 @@ def _load(study: Study, arm: str, late: bool) -> go.Figure:
     code = plots.code("router-load", study, arm)
     code = code.replace(whole, f"figures.expert_load(load.sel(step={cut}),")
     return figures.expert_load(own, marks=study.marks, code=code)
-
-
-def onset_table(study: Study) -> Table:
-    """A row a task and arm, or a task where the arms agree: onset, interval, verdict, reason."""
-    rows: list[tuple[Any, ...]] = []
-    tasks = list(dict.fromkeys(task for found in study.onsets.values() for task in found))
-    for task in [t for names in by_family(tasks).values() for t in names]:
-        told = {arm: _told(found[task]) for arm, found in study.onsets.items() if task in found}
-        if len(told) > 1 and len(set(told.values())) == 1:
-            told = {"all": next(iter(told.values()))}
-        rows += [(task, arm, *cells) for arm, cells in told.items()]
-    heads = ("task", "arm", "onset (step)", "95 % interval", "verdict", "because")
-    return Table(heads, tuple(rows))
-
-
-def _told(onset: Any) -> tuple[str, str, str, str]:
-    if not onset.reached:
-        return "not reached", f"not before {onset.low:,.0f}", "–", "–"
-    high = "open" if onset.high == float("inf") else f"{onset.high:,.0f}"
-    because = str(onset.evidence.get("reason", ""))
-    return f"{onset.step:,.0f}", f"{onset.low:,.0f} to {high}", str(onset.verdict), because

@@ -37,6 +37,13 @@ def why(study: Study) -> Section:
             f"chance (0) to perfect (1)."
         )
     ]
+    if "lead-lag" in study.causes.found:
+        blocks.append(
+            Words(
+                f"Leaders are sought after step {study.final_start:,}, where the final stretch "
+                f"begins: what its new data moved at once would lead every later onset."
+            )
+        )
     blocks += [
         picture(name.replace(" ", "-"), partial(plots.draw_cause, study, name))
         for name in ("transplant", "transplant by layer", "lead-lag")
