@@ -27,13 +27,16 @@ Sources: Hu, Chen, Saphra & Cho 2023, arXiv:2308.09543; surrogates, Theiler et a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from probes.registry import probe
+from probes.signals import signals as captured_signals
+from probes.source import Source
 from probes.statistics.autoregression import memory
 from probes.statistics.resample import Floats
 from workbench.errors import SchemaError, UsageError
@@ -248,3 +251,35 @@ def _described(
     return result.assign_attrs(
         n=len(scaled), n_meaning="points of the clock", states=len(order), by_bic=by_bic
     )
+
+
+@probe(
+    "phases",
+    question="Through which hidden states did training go, by what was captured of it?",
+    reads="record",
+    needs=("router", "train"),
+)
+def phases_of_run(
+    source: Source,
+    kinds: Sequence[str] = ("loss", "entropy", "margin", "max_violation"),
+    *,
+    most: int = 5,
+    points: int = 200,
+    surrogates: int = SURROGATES,
+    seed: int = 0,
+) -> xr.Dataset:
+    """`phases` of a run's captured signals, in about `points` bins.
+
+    Args:
+        source: Run, Window or anything that `signals` takes.
+        kinds: of signals; those that were not recorded are left out.
+        most, surrogates, seed: as of `phases`.
+        points: bins along training.
+    """
+    captured = captured_signals(source, kinds=kinds, points=points)["value"]
+    # A state belongs to a moment: signals that are known at fewer moments cannot tell it.
+    known = captured.notnull().mean("step") > 0.5
+    return phases(
+        captured.isel(signal=known.values).dropna("step"),
+        most=most, surrogates=surrogates, seed=seed,
+    )  # fmt: skip

@@ -21,7 +21,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import blas, lapack
 from torch import Tensor
+
+from workbench.errors import UsageError
 
 # Shapes: N tokens, D width, F folds, C classes of all labels of a group together.
 
@@ -38,6 +41,9 @@ def ridge_scores(
         fold: (token,), from 0.
         alpha: penalty of the squared weights, as scikit-learn's.
 
+    Raises:
+        UsageError: features that depend on one another under a penalty too small to decide.
+
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [0.1], [0.9]])
         >>> scores = ridge_scores(x, [np.array([0, 1, 0, 1])], np.array([0, 0, 1, 1]), alpha=0.1)
@@ -50,7 +56,7 @@ def ridge_scores(
     at = torch.from_numpy(order).to(features_ND.device)
     # A column of ones carries the counts and the means through the same sums.
     x1_ND = torch.nn.functional.pad(features_ND[at].double(), (0, 1), value=1.0)
-    grams = torch.stack([x1_ND[part].T @ x1_ND[part] for part in folds])
+    grams = torch.stack([_gram(x1_ND[part]) for part in folds])
     found: list[Tensor | None] = [None] * len(labels)
     groups: dict[bytes, list[int]] = {}
     for j, label in enumerate(labels):
@@ -75,6 +81,29 @@ def _targets(label: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(signs * (label >= 0)[:, None])
 
 
+def _gram(x_ND: Tensor) -> Tensor:
+    """xᵀx, of which only the lower triangle is to be read."""
+    if x_ND.device.type != "cpu" or not len(x_ND):
+        return x_ND.T @ x_ND
+    return torch.from_numpy(blas.dsyrk(1.0, x_ND.numpy().T).T)  # half the work of a product
+
+
+def _solved(matrices: Tensor, right_FCD: Tensor) -> Tensor:
+    """Solutions (fold, class, d) from the lower triangles of the matrices."""
+    if matrices.device.type != "cpu":
+        return torch.cholesky_solve(right_FCD.mT, torch.linalg.cholesky(matrices)).mT
+    # torch's own would spend most of its time on clearing the other triangle.
+    for matrix, right_CD in zip(matrices, right_FCD, strict=True):
+        _, solution_DC, failed = lapack.dposv(matrix.numpy().T, right_CD.numpy().T, lower=0)
+        if failed:
+            raise UsageError(
+                "a ridge probe has features of which some are copies of others, and too small a "
+                "penalty to tell them apart; penalise more (a larger alpha, a smaller c)."
+            )
+        right_CD.copy_(torch.from_numpy(solution_DC.T))
+    return right_FCD
+
+
 def _without(
     grams: Tensor, x1_ND: Tensor, there: NDArray[np.bool_], folds: Sequence[slice]
 ) -> Tensor:
@@ -84,25 +113,25 @@ def _without(
         missing = np.flatnonzero(~there[part])
         few = 2 * len(missing) < part.stop - part.start
         chosen = x1_ND[part][torch.from_numpy(missing if few else np.flatnonzero(there[part]))]
-        made.append(gram - chosen.T @ chosen if few else chosen.T @ chosen)
+        made.append(gram - _gram(chosen) if few else _gram(chosen))
     return torch.stack(made)
 
 
 def _held_out(
     x1_ND: Tensor, grams: Tensor, targets_NC: Tensor, folds: Sequence[slice], alpha: float
 ) -> Tensor:
-    crosses = torch.stack([x1_ND[part].T @ targets_NC[part] for part in folds])
-    gram, cross = grams.sum(0) - grams, crosses.sum(0) - crosses
-    n_F = gram[:, -1, -1].clamp_min(1)
-    mean_FD, level_FC = gram[:, -1, :-1] / n_F[:, None], cross[:, -1] / n_F[:, None]
+    crosses = torch.stack([targets_NC[part].T @ x1_ND[part] for part in folds])
+    gram, cross_FCD = grams.sum(0) - grams, crosses.sum(0) - crosses
+    n_F1 = gram[:, -1:, -1].clamp_min(1)
+    mean_FD, level_FC = gram[:, -1, :-1] / n_F1, cross_FCD[:, :, -1] / n_F1
     centred = gram[:, :-1, :-1] - gram[:, -1, :-1, None] * mean_FD[:, None]
-    moments = cross[:, :-1] - mean_FD[:, :, None] * cross[:, -1:]
+    moments_FCD = cross_FCD[:, :, :-1] - cross_FCD[:, :, -1:] * mean_FD[:, None]
     centred.diagonal(dim1=1, dim2=2).add_(alpha)
-    weights_FDC = torch.cholesky_solve(moments, torch.linalg.cholesky(centred))
-    offset_FC = level_FC - (mean_FD[:, None] @ weights_FDC).squeeze(1)
+    weights_FCD = _solved(centred, moments_FCD)
+    offset_FC = level_FC - (weights_FCD @ mean_FD[..., None]).squeeze(2)
     # A class that the training folds do not have has only −1 for a target: never the answer.
     offset_FC = offset_FC.masked_fill(level_FC <= -1 + 1e-12, -torch.inf)
     scores_NC = torch.empty_like(targets_NC)
     for f, part in enumerate(folds):
-        torch.addmm(offset_FC[f], x1_ND[part, :-1], weights_FDC[f], out=scores_NC[part])
+        torch.addmm(offset_FC[f], x1_ND[part, :-1], weights_FCD[f].T, out=scores_NC[part])
     return scores_NC
