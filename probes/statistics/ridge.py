@@ -64,21 +64,27 @@ def ridge_scores(
     for members in groups.values():
         there = (labels[members[0]] >= 0)[order]
         widths = [int(labels[j].max()) + 1 for j in members]
-        targets_NC = torch.cat([_targets(labels[j][order]) for j in members], dim=1).to(x1_ND)
+        targets_CN = _targets([labels[j][order] for j in members], widths, there).to(x1_ND)
         own = _without(grams, x1_ND, there, folds)
-        sorted_NC = _held_out(x1_ND, own, targets_NC, folds, alpha)
-        scores_NC = torch.empty_like(sorted_NC)
-        scores_NC[at] = sorted_NC
+        scores_NC = x1_ND.new_empty(len(x1_ND), sum(widths))
+        weights_FCD = _fitted(x1_ND, own, targets_CN, folds, alpha)
+        for part, weights_CD in zip(folds, weights_FCD, strict=True):
+            scores_NC[at[part]] = (weights_CD @ x1_ND[part].T).T
         for j, part in zip(members, scores_NC.split(widths, dim=1), strict=True):
             found[j] = part
     return [scores for scores in found if scores is not None]
 
 
-def _targets(label: NDArray[np.int64]) -> Tensor:
-    """+1 at the token's class, −1 elsewhere; 0 in rows without a class."""
-    classes = int(label.max()) + 1
-    signs = 2.0 * (label[:, None] == np.arange(classes)) - 1
-    return torch.from_numpy(signs * (label >= 0)[:, None])
+def _targets(
+    labels: Sequence[NDArray[np.int64]], widths: Sequence[int], there: NDArray[np.bool_]
+) -> Tensor:
+    """(class of every label, token): +1 at the token's class, −1 elsewhere; 0 without a class."""
+    tokens = np.flatnonzero(there)
+    targets_CN = np.full((sum(widths), len(there)), -1.0)
+    targets_CN[:, ~there] = 0
+    for label, first in zip(labels, np.cumsum([0, *widths]), strict=False):
+        targets_CN[first + label[tokens], tokens] = 1
+    return torch.from_numpy(targets_CN)
 
 
 def _gram(x_ND: Tensor) -> Tensor:
@@ -117,10 +123,11 @@ def _without(
     return torch.stack(made)
 
 
-def _held_out(
-    x1_ND: Tensor, grams: Tensor, targets_NC: Tensor, folds: Sequence[slice], alpha: float
+def _fitted(
+    x1_ND: Tensor, grams: Tensor, targets_CN: Tensor, folds: Sequence[slice], alpha: float
 ) -> Tensor:
-    crosses = torch.stack([targets_NC[part].T @ x1_ND[part] for part in folds])
+    """Weights (fold, class, d + 1), the intercept last."""
+    crosses = torch.stack([targets_CN[:, part] @ x1_ND[part] for part in folds])
     gram, cross_FCD = grams.sum(0) - grams, crosses.sum(0) - crosses
     n_F1 = gram[:, -1:, -1].clamp_min(1)
     mean_FD, level_FC = gram[:, -1, :-1] / n_F1, cross_FCD[:, :, -1] / n_F1
@@ -131,7 +138,4 @@ def _held_out(
     offset_FC = level_FC - (weights_FCD @ mean_FD[..., None]).squeeze(2)
     # A class that the training folds do not have has only −1 for a target: never the answer.
     offset_FC = offset_FC.masked_fill(level_FC <= -1 + 1e-12, -torch.inf)
-    scores_NC = torch.empty_like(targets_NC)
-    for f, part in enumerate(folds):
-        torch.addmm(offset_FC[f], x1_ND[part, :-1], weights_FCD[f].T, out=scores_NC[part])
-    return scores_NC
+    return torch.cat([weights_FCD, offset_FC[..., None]], dim=2)
