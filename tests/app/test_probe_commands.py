@@ -19,6 +19,7 @@ from workbench.app.probe_text import as_plain, as_text, quantities
 
 @pytest.fixture(autouse=True)
 def _own_probes_are_forgotten():
+    registry.names()  # what is imported once is not marked again
     before = dict(registry._KNOWN)
 
     @probe("norms", question="How large are the routers?", reads="checkpoint")

@@ -89,6 +89,8 @@ def row(
     world: str, what: str, values: list[bool] | list[float], wanted: str, note: str = ""
 ) -> Any:
     share = round(float(np.mean(values)), 4)
+    if "covers" in what and share > 0.98:
+        note = f"{note}; " * bool(note) + "conservative: over the 0.98 wanted"
     return {
         "world": world, "probe": "lead-lag", "what": what, "share": share, "wanted": wanted,
         "note": note,
