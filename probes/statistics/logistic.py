@@ -9,9 +9,9 @@ the number of training tokens it is minimised until no entry of its gradient exc
 vector that scikit-learn fits.
 
 How it is solved: first every label on all tokens, then all folds from there. L-BFGS in the basis
-of the Gram matrix's eigenvectors, preconditioned by a Newton matrix for each class that is shared
-by all folds (one factorisation for F fits). The shift common to all classes, which changes no
-probability, is projected out of every step.
+of the Gram matrix's eigenvectors, preconditioned by the Gram matrix; where that is slow, by a
+Newton matrix for each class that is shared by all folds (one factorisation for F fits). The shift
+common to all classes, which changes no probability, is projected out of every step.
 
 Source of the preconditioned form: Nocedal & Wright 2006, chapter 7; the bound by the Gram matrix
 that starts it, Böhning 1992, Ann. Inst. Statist. Math. 44(1).
@@ -19,7 +19,7 @@ that starts it, Böhning 1992, Ann. Inst. Statist. Math. 44(1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,18 +27,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probes.statistics.minimise import Point, minimise
+from probes.statistics.minimise import Precondition, minimise
 from workbench.errors import UsageError
 
 # Shapes: N tokens, D width (of the basis), P problems solved at once, K classes (the most of any
-# problem; others are padded and masked), F folds, J labels.
+# problem; others are padded and masked), F folds, J labels. E is D + 1: a point (problem, class, E)
+# has the intercepts last.
 
-REFRESH = (12, 16, 24)
+STEPS_PER_WIDTH = 1 / 6
+"""Steps on all tokens, per width, that take as long as the Newton matrices: so long by the Gram
+matrix; if that is not the end, by Newton matrices."""
+REFRESH = (16, 24)
 """Steps after which the Newton matrices are formed anew, while labels are solved on all tokens."""
+START = 3
+"""How many times the tolerance is near enough for all tokens, where the folds start."""
 LARGEST = 1 << 27
 """Entries of all Newton matrices of a label; above this the Gram matrix has to do."""
-TOGETHER = 10
-"""Problems solved at once. More saves overhead and falls out of the processor's cache."""
+TOGETHER = 5
+"""Problems solved at once. More saves overhead, but waits for the slowest and leaves the cache."""
 MOST_STEPS = 2000
 
 
@@ -121,14 +127,16 @@ class _Basis:
             turn = x.T @ left / variance.clamp_min(1e-300).sqrt()
         kept = variance > 1e-12 * variance[-1].clamp_min(1e-300)
         self.turn_DR = turn[:, kept].to(features_ND.dtype)
-        self.curvature_R = (variance[kept] / len(x)).to(features_ND.dtype)
-        self.x_ND = (x @ turn[:, kept]).to(features_ND.dtype).contiguous()
-        self.x_DN = self.x_ND.T.contiguous()
+        curvature = (variance[kept] / len(x)).to(features_ND.dtype)
+        self.curvature_E = torch.nn.functional.pad(curvature, (0, 1), value=1.0)
+        turned = (x @ turn[:, kept]).to(features_ND.dtype)
+        self.x_NE = torch.nn.functional.pad(turned, (0, 1), value=1.0)
+        self.x_EN = self.x_NE.T.contiguous()
 
-    def back(self, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def back(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and intercept in the features' own coordinates."""
-        coef = weights @ self.turn_DR.T
-        return coef, bias - coef @ self.mean_D
+        coef = point[..., :-1] @ self.turn_DR.T
+        return coef, point[..., -1] - coef @ self.mean_D
 
 
 class _Problems:
@@ -137,68 +145,61 @@ class _Problems:
     def __init__(self, basis: _Basis, label_PN: Tensor, train_PN: Tensor, classes: int, c: float):
         self.basis, self.classes = basis, classes
         on_PN = train_PN & (label_PN >= 0)
-        dtype = basis.x_ND.dtype
+        dtype = basis.x_NE.dtype
         count_P1 = on_PN.sum(1, keepdim=True).clamp_min(1)
         self.weight_PN = on_PN.to(dtype) / count_P1
         self.class_P1N = label_PN.clamp_min(0)[:, None]
         shape = (len(label_PN), classes, label_PN.shape[1])
         share = torch.zeros(shape, dtype=dtype, device=label_PN.device)
         share.scatter_(1, self.class_P1N, self.weight_PN[:, None])
+        self.pull_PKE = (share.flatten(0, 1) @ basis.x_NE).view(*shape[:2], -1)
         self.share_PK = share.sum(2)
-        self.there_PK = self.share_PK > 0
+        self.there_PK1 = (self.share_PK > 0).to(dtype)[..., None]
+        present_P1 = self.there_PK1.sum(1)
+        self.mean_PK1 = self.there_PK1 / present_P1[:, None]
         # scikit-learn fits two classes with one vector, the difference of ours: half its penalty.
-        doubled = 1.0 + (self.there_PK.sum(1) == 2).to(dtype)
-        self.penalty_P = doubled / (c * count_P1[:, 0])
-        self.shut_PK = torch.zeros_like(self.share_PK).masked_fill_(~self.there_PK, -torch.inf)
+        size_P1 = (1.0 + (present_P1 == 2).to(dtype)) / (c * count_P1)
+        self.penalty_P1E = size_P1[:, None].repeat(1, 1, basis.x_NE.shape[1])
+        self.penalty_P1E[..., -1] = 0
+        shut = torch.zeros_like(self.share_PK).masked_fill_(self.share_PK <= 0, -torch.inf)
+        self.shut_PK, self.any_shut = shut, bool(torch.isinf(shut).any())
 
-    def probabilities(self, point: Point) -> Tensor:
+    def probabilities(self, point_PKE: Tensor) -> Tensor:
         """(problem, class, token)."""
-        weights_PKD, bias_PK = point
-        problems, classes, width = weights_PKD.shape
-        flat = weights_PKD.reshape(-1, width)
-        bias = (bias_PK + self.shut_PK).reshape(-1, 1)
-        logits = torch.addmm(bias, flat, self.basis.x_DN).view(problems, classes, -1)
+        problems, classes, _ = point_PKE.shape
+        logits = (point_PKE.flatten(0, 1) @ self.basis.x_EN).view(problems, classes, -1)
+        if self.any_shut:
+            logits += self.shut_PK[..., None]
         return torch.softmax(logits, dim=1)
 
-    def __call__(self, point: Point) -> tuple[Tensor, Point]:
-        weights_PKD, _ = point
-        p_PKN = self.probabilities(point)
-        right_P1N = p_PKN.gather(1, self.class_P1N)
-        loss_PN = torch.where(self.weight_PN > 0, -right_P1N[:, 0].log(), 0.0)
-        size_P = weights_PKD.square().sum((1, 2))
-        value_P = (loss_PN * self.weight_PN).sum(1) + self.penalty_P * size_P / 2
-        p_PKN.scatter_add_(1, self.class_P1N, torch.full_like(right_P1N, -1.0))
-        p_PKN.mul_(self.weight_PN[:, None])
+    def __call__(self, point_PKE: Tensor) -> tuple[Tensor, Tensor]:
+        p_PKN = self.probabilities(point_PKE)
         # A left-out token may have a class that is shut; its weight is 0 all the same.
-        slope = p_PKN.flatten(0, 1) @ self.basis.x_ND
-        slope = slope.view_as(weights_PKD) + self.penalty_P[:, None, None] * weights_PKD
-        return value_P, (slope, p_PKN.sum(2))
+        least = torch.finfo(p_PKN.dtype).tiny
+        log_PN = p_PKN.gather(1, self.class_P1N)[:, 0].clamp_min_(least).log_()
+        penalty = self.penalty_P1E * point_PKE
+        value_P = (penalty * point_PKE).sum((1, 2)) / 2 - (log_PN * self.weight_PN).sum(1)
+        p_PKN.mul_(self.weight_PN[:, None])
+        slope = (p_PKN.flatten(0, 1) @ self.basis.x_NE).view_as(point_PKE)
+        return value_P, slope.sub_(self.pull_PKE).add_(penalty)
 
-    def centred(self, step: Point) -> Point:
+    def centred(self, step_PKE: Tensor) -> Tensor:
         """Without the shift that is common to all classes of a problem; 0 in shut classes."""
-        there_PK1 = self.there_PK[..., None].to(step[0].dtype)
-        count_P1 = there_PK1.sum(1)
-        weights = step[0] * there_PK1
-        bias = step[1] * there_PK1[..., 0]
-        weights = (weights - weights.sum(1, keepdim=True) / count_P1[..., None]) * there_PK1
-        bias = (bias - bias.sum(1, keepdim=True) / count_P1) * there_PK1[..., 0]
-        return weights, bias
+        step = step_PKE * self.there_PK1 if self.any_shut else step_PKE
+        return step - self.there_PK1 * (self.mean_PK1 * step).sum(1, keepdim=True)
 
-    def by_gram(self) -> Callable[[Point], Point]:
+    def by_gram(self) -> Precondition:
         """The Newton step where probabilities are the classes' shares: diagonal in the basis."""
         spread_PK = (self.share_PK * (1 - self.share_PK)).clamp_min(1e-4)
-        curvature = spread_PK[..., None] * self.basis.curvature_R
-        curvature = curvature + self.penalty_P[:, None, None]
-        return lambda step: self.centred((step[0] / curvature, step[1] / spread_PK))
+        inverse = 1 / (spread_PK[..., None] * self.basis.curvature_E + self.penalty_P1E)
+        return lambda slope: self.centred(slope * inverse)
 
-    def newton(self, point: Point) -> Tensor | None:
-        """(problem, class, D + 1, D + 1): inverse Newton matrix of each class; None: too large."""
-        problems, classes, width = point[0].shape
-        if problems * classes * (width + 1) ** 2 > LARGEST:
+    def newton(self, point_PKE: Tensor) -> Tensor | None:
+        """(problem, class, E, E): inverse Newton matrix of each class; None: too large."""
+        problems, classes, width = point_PKE.shape
+        if problems * classes * width**2 > LARGEST:
             return None
-        x_ND = self.basis.x_ND
-        x1 = torch.cat([x_ND, x_ND.new_ones(len(x_ND), 1)], dim=1)
-        p_PKN = self.probabilities(point)
+        p_PKN = self.probabilities(point_PKE)
         spread_PKN = p_PKN * (1 - p_PKN) * self.weight_PN[:, None]
         made = []
         for p in range(problems):
@@ -207,15 +208,15 @@ class _Problems:
                 spread_N = spread_PKN[p, k]
                 # Most tokens are certain of most classes and curve the loss hardly at all.
                 at = (spread_N > 3e-3 * spread_N.max()).nonzero()[:, 0]
-                part = x1[at]
+                part = self.basis.x_NE[at]
                 matrix = (part * spread_N[at, None]).T @ part
-                matrix.diagonal()[:-1].add_(self.penalty_P[p])
+                matrix.diagonal().add_(self.penalty_P1E[p, 0])
                 matrix.diagonal()[-1].add_(1e-6)
                 matrices.append(matrix)
             made.append(_inverse(torch.stack(matrices)))
         return torch.stack(made)
 
-    def by_newton(self, inverse: Tensor | None) -> Callable[[Point], Point]:
+    def by_newton(self, inverse: Tensor | None) -> Precondition:
         """Steps by the matrices of `newton`, of which each serves len(problems) / len(matrices)
         problems in a row.
         """
@@ -223,11 +224,10 @@ class _Problems:
             return self.by_gram()
         labels, classes, size, _ = inverse.shape
 
-        def step(slope: Point) -> Point:
-            joined = torch.cat([slope[0], slope[1][..., None]], dim=2)  # P K D+1
-            by_label = joined.view(labels, -1, classes, size).permute(0, 2, 3, 1)
+        def step(slope: Tensor) -> Tensor:
+            by_label = slope.view(labels, -1, classes, size).permute(0, 2, 3, 1)
             moved = (inverse @ by_label).permute(0, 3, 1, 2).reshape(-1, classes, size)
-            return self.centred((moved[..., :-1], moved[..., -1]))
+            return self.centred(moved)
 
         return step
 
@@ -248,29 +248,30 @@ def _solve(
     everything = torch.ones_like(label_JN, dtype=torch.bool)
     # The penalty that the folds will have, so that the start is near where they end.
     whole = _Problems(basis, label_JN, everything, classes, c * (folds - 1) / folds)
-    share = whole.share_PK.clamp_min(1e-6).log()
-    zero = share.new_zeros(labels, classes, basis.x_ND.shape[1])
-    point = whole.centred((zero, share))
-    precondition = whole.by_gram()
+    zero = whole.share_PK.new_zeros(labels, classes, basis.x_NE.shape[1])
+    zero[..., -1] = whole.share_PK.clamp_min(1e-6).log()
+    inverse = None
+    steps = max(12, round(STEPS_PER_WIDTH * zero.shape[2]))
+    point, gradient = minimise(
+        whole, whole.by_gram(), whole.centred(zero), START * tolerance, steps
+    )
     for steps in REFRESH:
-        point, gradient = minimise(whole, precondition, point, 3 * tolerance, steps)
+        if gradient <= START * tolerance:
+            break
         inverse = whole.newton(point)
         precondition = whole.by_newton(inverse)
-        if gradient <= 3 * tolerance:
-            break
+        point, gradient = minimise(whole, precondition, point, START * tolerance, steps)
 
     each_PN = label_JN.repeat_interleave(folds, 0)
     held = _Problems(basis, each_PN, held_FN.repeat(labels, 1), classes, c)
-    start = (point[0].repeat_interleave(folds, 0), point[1].repeat_interleave(folds, 0))
-    point, gradient = minimise(
-        held, held.by_newton(inverse), held.centred(start), tolerance, MOST_STEPS
-    )
+    start = held.centred(point.repeat_interleave(folds, 0))
+    point, gradient = minimise(held, held.by_newton(inverse), start, tolerance, MOST_STEPS)
     if not gradient <= tolerance:
         raise UsageError(
             f"a logistic probe stopped at a gradient of {gradient:.2g}, expected {tolerance:.2g} "
             f"or less; raise the tolerance, penalise more (a smaller c), or use float64 features."
         )
-    coef, bias = basis.back(*point)
+    coef, bias = basis.back(point)
     bias = (bias + held.shut_PK).view(labels, folds, classes)
     coef = coef.view(labels, folds, classes, -1)
     most = (label_JN.amax(1) + 1).tolist()
