@@ -8,8 +8,10 @@ Yields  weight_cosine (layer, expert, expert2), in [-1, 1]: cosine of (gate, in,
         with a 95 % interval; random_output_cka (layer): the same of experts drawn at random.
 
 CKA     HSIC(e, f) / sqrt(HSIC(e, e) HSIC(f, f)) with linear kernels and the unbiased estimator of
-        HSIC, so that unrelated outputs give 0 in the mean however few the tokens; single values may
-        fall below 0. It does not change when outputs are rotated, shifted or scaled.
+        HSIC over pairs of tokens of different rows (cross_rows.py): tokens of one row share their
+        text, and counted as pairs they would make any two experts look alike. Unrelated outputs
+        give 0 in the mean however few the rows; single values may fall below 0. It does not change
+        when outputs are rotated, shifted or scaled.
 chance  Of the cosine: 0, within +-1.96 / sqrt(parameters of an expert) for weights drawn
         independently. Of the CKA there are two: 0 for outputs that have nothing to do with one
         another (which the unbiased estimator gives by itself), and random_output_cka, for experts
@@ -36,6 +38,7 @@ from torch import Tensor
 
 from model.experts import Experts
 from probes.registry import probe
+from probes.statistics.cross_rows import FEWEST_ROWS, cross_rows
 from probes.statistics.resample import CONFIDENCE
 from probes.subject import Subject
 from probes.surgery.expert_outputs import EXPERT_INPUT, all_outputs, expert_output, experts_of
@@ -55,6 +58,7 @@ JACKKNIFE = "95 %, jackknife over rows (Student's t): other texts like these, sa
     question="Do the experts of a layer hold the same weights, or give the same answers?",
     reads="checkpoint",
     needs=(EXPERT_INPUT,),
+    version=2,
 )
 def expert_similarity(subject: Subject, *, tokens: int = 1024, seed: int = 0) -> xr.Dataset:
     """Cosine of weights and CKA of outputs of every pair of experts, with their chance levels.
@@ -62,12 +66,12 @@ def expert_similarity(subject: Subject, *, tokens: int = 1024, seed: int = 0) ->
     Args:
         subject: a checkpoint of model.lm.MoELM.
         tokens: of the fixed tokens that the experts are run on, at most; whole rows, spread over
-            the set. Memory grows with its square times experts.
+            the set. Memory grows with it times the tokens of a row times experts.
         seed: of the experts drawn at random.
 
     Returns:
         Dataset as the head of this file says. NaN: pairs of one expert alone, an expert whose
-        output never changes, bounds from fewer than three rows.
+        output never changes, every CKA from fewer than five rows.
 
     Raises:
         UsageError: another kind of model.
@@ -76,7 +80,7 @@ def expert_similarity(subject: Subject, *, tokens: int = 1024, seed: int = 0) ->
         >>> from model.config import NANO
         >>> from model.lm import MoELM
         >>> from probes.exam import Exam
-        >>> exam = Exam(tokens=np.arange(64).reshape(4, 16), domains=("a",) * 4)
+        >>> exam = Exam(tokens=np.arange(64).reshape(8, 8), domains=("a",) * 8)
         >>> found = expert_similarity(Subject(MoELM(NANO), exam))
         >>> found["output_cka"].dims, bool((abs(found["mean_weight_cosine"]) < 0.1).all())
         (('layer', 'expert', 'expert2'), True)
@@ -112,26 +116,31 @@ def weight_cosine(experts: Experts) -> Floats:
 
 
 def output_cka(outputs_ETD: Tensor, rows: int) -> tuple[Floats, float, float, float]:
-    """Unbiased linear CKA of every pair of outputs on the same tokens, and its mean over pairs.
+    """Debiased linear CKA of every pair of outputs on the same tokens, and its mean over pairs.
 
     Args:
         outputs_ETD: (expert, token, d_model), the tokens row by row.
         rows: of equal length, that the tokens fall into.
 
     Returns:
-        (E, E); mean over pairs of different experts, lower and upper bound of that mean.
+        (E, E); mean over pairs of different experts, lower and upper bound of that mean. NaN from
+        fewer than five rows.
 
     Example:
         >>> outputs = torch.randn(1, 40, 4).expand(2, -1, -1)
-        >>> round(output_cka(outputs, rows=4)[1], 6)
+        >>> round(output_cka(outputs, rows=8)[1], 6)
         1.0
     """
-    hsic_EE, without_REE = _hsic(outputs_ETD, rows)
-    whole = _cka(hsic_EE)
+    count = len(outputs_ETD)
+    if rows < FEWEST_ROWS:
+        return np.full((count, count), np.nan), np.nan, np.nan, np.nan
+    row = np.repeat(np.arange(rows), outputs_ETD.shape[1] // rows)
+    sums = cross_rows(list(outputs_ETD), row)
+    whole = _cka(sums.shared)
     mean = pair_mean(whole)
-    if rows < 3 or np.isnan(mean):
+    if np.isnan(mean):
         return whole, mean, np.nan, np.nan
-    left_out = np.array([pair_mean(_cka(part)) for part in without_REE])
+    left_out = np.array([pair_mean(_cka(part)) for part in sums.shared_without])
     se = np.sqrt((rows - 1) / rows * ((left_out - left_out.mean()) ** 2).sum())
     half = stats.t.ppf((1 + CONFIDENCE) / 2, rows - 1) * se
     # CKA is at most 1: no text could show more.
@@ -160,49 +169,11 @@ def random_outputs(experts: Experts, x_TD: Tensor, seed: int) -> Tensor:
     return torch.stack(drawn)
 
 
-def _hsic(outputs_ETD: Tensor, rows: int) -> tuple[Floats, Floats]:
-    """Unbiased HSIC of every pair, (E, E), and without each row, (R, E, E)."""
-    y_ETD = outputs_ETD.double()
-    y_ETD = y_ETD - y_ETD.mean(1, keepdim=True)
-    # Scale drops out of CKA; this keeps squares of squares in range.
-    y_ETD = y_ETD / y_ETD.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
-    E, T, _ = y_ETD.shape
-    gram_ETT = y_ETD @ y_ETD.mT
-    gram_ETT.diagonal(dim1=1, dim2=2).zero_()
-    n = T // rows
-    # Sums over the pairs of tokens of each pair of rows tell what remains without any of them.
-    strips = [gram_ETT[:, r * n : (r + 1) * n].flatten(1) for r in range(rows)]
-    strip_REE = torch.stack([s @ s.T for s in strips])
-    inner_REE = torch.stack(
-        [(b := s.view(E, n, T)[:, :, r * n : (r + 1) * n].flatten(1)) @ b.T
-         for r, s in enumerate(strips)]
-    )  # fmt: skip
-    sums_ETR = gram_ETT.view(E, T, rows, n).sum(-1)
-    total_EE, total_ET = strip_REE.sum(0), sums_ETR.sum(-1)
-    whole = _unbiased(total_EE, total_ET, T)
-    without = []
-    for r in range(rows):
-        kept_ET = (total_ET - sums_ETR[..., r]).view(E, rows, n)
-        kept_ET = torch.cat([kept_ET[:, :r], kept_ET[:, r + 1 :]], dim=1).flatten(1)
-        without.append(_unbiased(total_EE - 2 * strip_REE[r] + inner_REE[r], kept_ET, T - n))
-    return whole.cpu().numpy(), torch.stack(without).cpu().numpy()
-
-
-def _unbiased(product_EE: Tensor, sums_ET: Tensor, n: int) -> Tensor:
-    """HSIC from the sums over products of Gram matrices (zero diagonal) and over their rows."""
-    if n < 4:
-        return torch.full_like(product_EE, float("nan"))
-    whole_E = sums_ET.sum(1)
-    across = torch.outer(whole_E, whole_E) / ((n - 1) * (n - 2))
-    return (product_EE + across - 2 / (n - 2) * (sums_ET @ sums_ET.T)) / (n * (n - 3))
-
-
-def _cka(hsic_EE: Floats) -> Floats:
-    own_E = np.diag(hsic_EE)
-    # An output that never changes has none: its unbiased HSIC is rounding around 0.
-    scale_EE = np.outer(np.where(own_E > 1e-12, own_E, np.nan), own_E)
-    with np.errstate(invalid="ignore"):
-        return hsic_EE / np.sqrt(np.where(scale_EE > 0, scale_EE, np.nan))
+def _cka(shared: Floats) -> Floats:
+    """(..., E, E) from the squared norms of covariances; NaN for an output that never changes."""
+    own = np.diagonal(shared, axis1=-2, axis2=-1)
+    own = np.where(own > 0, own, np.nan)
+    return shared / np.sqrt(own[..., :, None] * own[..., None, :])
 
 
 MEANING = {

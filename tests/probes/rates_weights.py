@@ -182,6 +182,14 @@ def cka_false_alarm(seed: int) -> bool:
     return not low <= 0 <= high
 
 
+def cka_of_leaning_rows(seed: int) -> bool:
+    """Each expert's outputs lean each row their own way, by as much as tokens differ."""
+    draw = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(3, 16, 1, 8, generator=draw) + torch.randn(3, 16, 16, 8, generator=draw)
+    _, low, high = output_cka(outputs.flatten(1, 2), 16)[1:]
+    return not low <= 0 <= high
+
+
 @cache
 def bigram(seed: int) -> nn.Embedding:
     rng = np.random.default_rng(seed)
@@ -281,6 +289,8 @@ RATES = (
     Rate("the same, 10 rows", "expert-similarity", INTERVAL, COVER, lambda s: cka_held(s, 10)),
     Rate("experts that read nothing in common", "expert-similarity", "false alarms",
          "at most 0.05", cka_false_alarm),
+    Rate("outputs that lean each row their own way", "expert-similarity", "false alarms",
+         "at most 0.05", cka_of_leaning_rows),
     Rate("4.3 bits of 160,000 secrets", "exposure", INTERVAL, COVER, sampled_held, 100),
     Rate("about 10 bits, extrapolated", "exposure", INTERVAL, COVER,
          lambda s: extrapolated_held(s, 160), 100,
