@@ -42,7 +42,7 @@ def minimise(
         objective: point to (values (problem,), gradient of the point's shape).
         precondition: gradient to step, linear, the same for all calls.
         start: (problem, ...).
-        tolerance: largest entry of a gradient; a problem that is there moves no more.
+        tolerance: largest entry of a gradient; a problem that is there moves on until all are.
         most_steps: steps at most.
 
     Returns:
@@ -59,11 +59,10 @@ def minimise(
     step = precondition(slope)
     past = _Past(point)
     for taken in range(most_steps + 1):
-        moving = _largest(slope) > tolerance
-        if taken == most_steps or not moving.any():
+        if taken == most_steps or not (_largest(slope) > tolerance).any():
             break
         towards = past.direction(slope, step)
-        moved, new_value, new_slope = _descend(objective, point, value, slope, towards, moving)
+        moved, new_value, new_slope = _descend(objective, point, value, slope, towards)
         new_step = precondition(new_slope)
         if not past.add(moved - point, new_slope - slope, new_step - step):
             break  # rounding allows no better point
@@ -127,13 +126,12 @@ def _descend(
     value: Tensor,
     slope: Tensor,
     step: Tensor,
-    moving: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole step, halved for the problems in which it does not descend."""
     gain = (step * slope).flatten(1).sum(1)
     # Near the minimum the gain is less than what rounding leaves of the value.
     slack = 8 * torch.finfo(value.dtype).eps * value.abs().clamp_min(1)
-    scale = moving.to(value.dtype)
+    scale = torch.ones_like(value)
     shape = (-1, *(1,) * (point.ndim - 1))
     for _ in range(HALVINGS):
         moved = torch.addcmul(point, scale.view(shape), step, value=-1)

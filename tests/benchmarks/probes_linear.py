@@ -4,7 +4,7 @@ Needs   workbench, scikit-learn; for the sizes of the demo a finished run (--run
 Yields  `rounds(n)`: processor seconds of one thread each, ratios within a round, and how far the
         answers are apart. As a script: the same as JSON.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/probes_linear.py [--rounds 5] [--run RUN] [--fits 20]
+    OMP_NUM_THREADS=1 python -P tests/benchmarks/probes_linear.py [--rounds 5] [--run RUN]
 
 Worlds: `nano`, the demo's own streams (3 layers x d 96, 28 rows x 64 tokens = 1,792, the labels
 domain, token, next token, position); `mid`, 12 layers x d 256 on as many tokens: the width of a
@@ -13,7 +13,7 @@ streams are those of a model with drawn weights on text of 14 domains; 20 checkp
 
 Both fit the same: five folds of whole rows, one control draw a label, float32 features, C = 1,
 gradient at most 1e-4 (scikit-learn's default `tol`). What scikit-learn would take for all fits is
-scaled up from `fits` of them, drawn over layers, labels and folds; ours is timed in whole.
+scaled up from `--fits` of them, drawn over layers, labels and folds; ours is timed in whole.
 Processor time and not wall time, because the machine is shared; one thread each.
 """
 
@@ -45,8 +45,12 @@ from probes.subject import Subject
 
 CHECKPOINTS = 20
 KEPT = ("ours", "loop", "apart", "differ", "ours_off", "loop_off")
+SOLVERS = {"ridge": ("auto",), "logistic": ("lbfgs", "newton-cg")}
+"""scikit-learn's. Of those that fit the same objective, newton-cholesky took 8 to 60 times as long
+at these sizes, sag and saga do not reach the tolerance; the faster one is the peer, by round."""
 WAYS = {
     "ridge": ("ridge", np.float64, 0.0),
+    "ridge, loop in float32": ("ridge", np.float32, 0.0),
     "logistic": ("logistic", np.float32, 1e-4),
     "logistic, loop in float64": ("logistic", np.float64, 1e-4),
     "logistic, both to 1e-5, loop in float64": ("logistic", np.float64, 1e-5),
@@ -80,6 +84,7 @@ def subjects(world: str, run: Path | None) -> Iterator[Subject]:
     else:
         import workbench
 
+        assert run is not None, "the nano world needs --run"
         opened = workbench.open_run(run)
         exam = Exam.of(opened)
         for checkpoint in list(opened.checkpoints)[-CHECKPOINTS:]:
@@ -117,23 +122,33 @@ def ours(world: World, method: str, tolerance: float) -> tuple[float, list[list[
 
 def theirs(
     world: World, method: str, fits: int, seed: int, dtype: type, tolerance: float
+) -> tuple[float, list[tuple[int, int, int, np.ndarray]], str]:
+    """Seconds for all fits, scaled up from some; their scores on the tokens held out; and the
+    solver that took least for all of them.
+    """
+    order = np.random.default_rng(seed).permutation(world.fits)[:fits]
+    of_solver = {s: _loop(world, method, s, order, dtype, tolerance) for s in SOLVERS[method]}
+    fastest = min(of_solver, key=lambda s: of_solver[s][0])
+    return *of_solver[fastest], fastest
+
+
+def _loop(
+    world: World, method: str, solver: str, order: Any, dtype: type, tolerance: float
 ) -> tuple[float, list[tuple[int, int, int, np.ndarray]]]:
-    """Seconds for all fits, scaled up from some; and their scores on the tokens held out."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(world.fits)[:fits]
     folds = int(world.fold.max()) + 1
     seconds, found = 0.0, []
     for number in order:
         layer, rest = divmod(int(number), len(world.labels) * folds)
         label, fold = divmod(rest, folds)
-        x, y = world.layers[layer].numpy().astype(dtype), world.labels[label]
+        x: Any = world.layers[layer].numpy().astype(dtype)
+        y = world.labels[label]
         start = time.process_time()
         train, held = (world.fold != fold) & (y >= 0), world.fold == fold
         if method == "ridge":
-            fitted = RidgeClassifier(alpha=1.0).fit(x[train], y[train])
+            fitted = RidgeClassifier(alpha=1.0, solver=solver).fit(x[train], y[train])
             scores = fitted.decision_function(x[held])
         else:
-            fitted = LogisticRegression(C=1.0, max_iter=5000, tol=tolerance)
+            fitted = LogisticRegression(C=1.0, max_iter=5000, tol=tolerance, solver=solver)
             fitted.fit(x[train], y[train])
             scores = fitted.predict_proba(x[held])
         seconds += time.process_time() - start
@@ -191,6 +206,7 @@ def rounds(
     """
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
+    peers: dict[str, set[str]] = {}
     for name in ("mid", "nano") if run else ("mid",):
         turns: dict[str, dict[str, list[float]]] = {}
         every = max(1, checkpoints // n)
@@ -199,21 +215,24 @@ def rounds(
             for way, (method, dtype, tolerance) in WAYS.items():
                 kept = turns.setdefault(way, {k: [] for k in KEPT})
                 if turn % 2:
-                    loop, scores = theirs(world, method, fits, turn, dtype, tolerance)
+                    loop, scores, solver = theirs(world, method, fits, turn, dtype, tolerance)
                 own, mine = ours(world, method, tolerance)
                 if not turn % 2:
-                    loop, scores = theirs(world, method, fits, turn, dtype, tolerance)
+                    loop, scores, solver = theirs(world, method, fits, turn, dtype, tolerance)
                 largest, differ = apart(world, mine, scores, method)
                 off = (0.0, 0.0) if method == "ridge" else from_optimum(world, mine, scores)
-                assert method != "ridge" or largest < 1e-3, (name, largest)
+                bound = 1e-3 if dtype is np.float64 else 1e-2  # ours is float64 either way
+                assert method != "ridge" or largest < bound, (name, way, largest)
                 assert off[0] <= max(off[1], 0.02), (name, way, off)
                 if tolerance < 1e-4:
                     assert differ < (1e-3 if method == "ridge" else 0.02), (name, way, differ)
                 for key, value in zip(KEPT, (own, loop, largest, differ, *off), strict=True):
                     kept[key].append(value)
+                peers.setdefault(f"{name}: {way}", set()).add(solver)
         for way, kept in turns.items():
             found[f"{name}: {way}"] = {
                 "fits_a_checkpoint": world.fits,
+                "loop_solver": sorted(peers[f"{name}: {way}"]),
                 "times": spread([b / a for a, b in zip(kept["ours"], kept["loop"], strict=True)]),
                 "ours_seconds_20_checkpoints": spread([20 * s for s in kept["ours"]]),
                 "loop_seconds_20_checkpoints": spread([20 * s for s in kept["loop"]]),
