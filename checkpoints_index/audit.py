@@ -95,7 +95,7 @@ def _by_bytes(entry: Entry, digests: dict[str, str]) -> Verdict:
     from checkpoints_index.formats import open_weights
 
     path = Path(entry.path)
-    if wrong := _by_digests(path, digests):
+    if wrong := unlike_its_digest(path, digests):
         return Verdict("wrong", wrong)
     # A native checkpoint has a digest of every file beside it, and they were compared.
     covered = entry.format == "native"
@@ -112,7 +112,7 @@ def _by_bytes(entry: Entry, digests: dict[str, str]) -> Verdict:
     return Verdict("whole", by_digest=covered)
 
 
-def _by_digests(path: Path, digests: dict[str, str]) -> str:
+def unlike_its_digest(path: Path, digests: dict[str, str]) -> str:
     """The first file that is not what its record says."""
     for name, said in sorted(digests.items()):
         file = path if path.is_file() and path.name == name else path / name

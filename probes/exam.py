@@ -54,7 +54,9 @@ class Exam:
     """Accuracy of guessing, by task."""
 
     build: Build | None = None
-    """Makes the model of a checkpoint, its weights in it; None: by the checkpoint's own format."""
+    """Makes the model of a checkpoint, its weights in it; None: by the checkpoint's own format.
+    Results are kept for a function that can be imported, under its name; for a lambda, a closure or
+    a partial they are not, because nothing would tell it from another."""
 
     def __post_init__(self) -> None:
         tokens = np.asarray(self.tokens)
@@ -120,16 +122,29 @@ class Exam:
         }
         return xr.Dataset({name: ("token", column) for name, column in columns.items()})
 
+    @property
+    def identity(self) -> str | None:
+        """What names the exam in the key of a kept result; None where it has no name that lasts."""
+        if self.build is None:
+            return self.digest
+        home, name = (getattr(self.build, a, None) for a in ("__module__", "__qualname__"))
+        # A function of a notebook or a script is edited under the same name.
+        if not isinstance(name, str) or "<" in name or home in (None, "__main__"):
+            return None
+        return f"{self.digest} {home}.{name}"
+
     @cached_property
     def digest(self) -> str:
         """Changes when anything that is asked does."""
         hashed = hashlib.sha256(np.ascontiguousarray(self.tokens).tobytes())
         hashed.update(json.dumps([list(self.tokens.shape), list(self.domains)]).encode())
+        hashed.update(json.dumps(sorted(self.chance.items())).encode())
         if self.items is not None:
             batch = self.items
             hashed.update(batch.sequences.numpy().tobytes())
             plain = [
-                list(batch.tasks), batch.continuation, batch.start.tolist(),
+                list(batch.sequences.shape), list(batch.tasks), batch.items_per_task,
+                batch.continuation, batch.sequence_of.tolist(), batch.start.tolist(),
                 batch.item_of.tolist(), batch.is_right.tolist(),
             ]  # fmt: skip
             hashed.update(json.dumps(plain).encode())

@@ -17,13 +17,14 @@ from typing import Any
 import xarray as xr
 
 from probes.exam import Exam
+from probes import registry
 from probes.registry import find
 from probes.running.one_pass import Order
-from probes.running.series import Against, Series
+from probes.running.series import Against, Series, weights_of
 from workbench.checkpoints import Checkpoints
-from workbench.errors import UsageError
+from workbench.errors import ProbeFailed, UsageError, WorkbenchError
 from workbench.run import Run
-from workbench.store.results import Results
+from workbench.store.results import Results, Stored
 from workbench.window import Window
 
 
@@ -49,8 +50,8 @@ def examine(
         against: what pair probes hold each checkpoint against: "final", "first", "previous",
             "fork" (where the branch forked) or a step.
         exam: what checkpoints are asked; None takes the run's own.
-        client: of Dask's `distributed`: its workers take the checkpoints, failures are tried again,
-            the numbers are the same.
+        client: of Dask's `distributed`: its workers take the checkpoints, failures are tried again;
+            the numbers are the same where torch has as many threads there as here.
         keep: whether results are kept in the run's store and taken from it.
         progress: whether a bar is shown on stderr.
         device: where models run: "cpu", "cuda", ...
@@ -73,7 +74,7 @@ def examine(
     orders = [
         Order(find(name), dict((params or {}).get(name, {}))) for name in dict.fromkeys(names)
     ]
-    _check(source, orders, params or {})
+    _check(source, orders, params or {}, client)
     results = _results(source) if keep else None
     found: dict[str, xr.Dataset] = {}
     for order in orders:
@@ -93,11 +94,16 @@ def examine(
     return {name: found[name] for name in dict.fromkeys(names) if name in found}
 
 
-def _check(source: Any, orders: Sequence[Order], params: Mapping[str, Any]) -> None:
+def _check(source: Any, orders: Sequence[Order], params: Mapping[str, Any], client: Any) -> None:
     if not isinstance(source, Run | Window | Checkpoints):
         raise UsageError(
             f"found a {type(source).__name__}, expected a run, a window or checkpoints: "
             f"workbench.open_run(path). A probe's function itself takes datasets as well."
+        )
+    if client is not None and not hasattr(client, "submit"):
+        raise UsageError(
+            f"client={client!r}: expected a distributed.Client; distributed.Client(address) "
+            f"makes one."
         )
     if not orders:
         raise UsageError("no probe was named; probes.names() lists them.")
@@ -130,17 +136,29 @@ def _of_record(source: Any, order: Order, results: Results | None) -> xr.Dataset
     about = {"run": run.name, "branch": run.branch, "question": probe.question}
 
     def compute() -> xr.Dataset:
-        found = probe.function(source, **order.params)
+        try:
+            found = probe.function(source, **order.params)
+        except WorkbenchError:
+            raise
+        except Exception as error:  # a scientist's probe, or a parameter that it cannot take
+            why = f"{type(error).__name__}: {error}"
+            raise ProbeFailed(f"probe {probe.name!r} failed: {why}.") from error
         # What is no dataset is told by who keeps it.
         return found.assign_attrs(about) if isinstance(found, xr.Dataset) else found
 
     if results is None:
         return compute()
-    return results.fetch(probe.name, probe.version, _stretch(source), compute, params=order.params)
+    return results.fetch(
+        probe.name, probe.key_version, _stretch(source), compute, params=order.params
+    )
 
 
 def _stretch(source: Any) -> dict[str, Any]:
-    """What names the part of the record that a source shows, and changes when that does."""
+    """What names the part of the record that a source shows, and changes when that does.
+
+    A source shows the record as it was when its run was opened or refreshed, which may be another
+    state than the store's by now: checkpoints came, or a rollback took steps off.
+    """
     run = _run_of(source)
     assert run.store is not None
     start, stop = 0, run.last_step
@@ -152,9 +170,34 @@ def _stretch(source: Any) -> dict[str, Any]:
         stop = max(source.steps, default=0)
     # The measures of the last checkpoint are committed with it, whatever the clock's last step.
     stop = max(stop, max((s for s in run.checkpoints.steps if s <= stop), default=0))
-    whole = not isinstance(source, Window) and not isinstance(source, Checkpoints)
-    # A whole run is what it holds now: evaluations may come after the last step.
-    inputs["record"] = (
-        run.store.read(run.branch).state if whole else run.store.identity(run.branch, stop)
-    )
+    inputs["record"] = run.state
+    if isinstance(source, Window | Checkpoints) and run.store.read(run.branch).state == run.state:
+        # A stretch stays the same when later steps come; a whole run does not.
+        stretch = run.store.identity(run.branch, stop)
+        if run.store.read(run.branch).state == run.state:
+            inputs["record"] = stretch
     return inputs | {"start": start, "stop": stop}
+
+
+def holds(run: Run, stored: Stored) -> bool:
+    """Whether a kept whole still belongs to the run as it is: its record or its weights, and the
+    version of its probe. False as well for the parts of a whole.
+
+    Args:
+        run: on any branch.
+        stored: as `run.results.list()` names it.
+    """
+    branch = stored.inputs.get("branch")
+    if branch not in run.branches or stored.probe not in registry.names():
+        return False
+    if stored.version != str(find(stored.probe).key_version):
+        return False
+    arm = run.arm(str(branch))
+    if "record" in stored.inputs:
+        assert run.store is not None
+        stop = int(stored.inputs.get("stop", 0))
+        now = {arm.state, run.store.identity(arm.branch, stop)}
+        return stored.inputs["record"] in now
+    known = [weights_of(checkpoint) for checkpoint in arm.checkpoints]
+    each = stored.inputs.get("each", [])
+    return bool(each) and all(part.get("weights") in known for part in each)

@@ -11,6 +11,8 @@ A probe is one function. What it reads decides what it is given:
                   one pass over the fixed tokens. The result has no dim `checkpoint`; the results
                   of all checkpoints are put together along it.
     "pair"        a Subject and the Subject of a reference checkpoint: likewise.
+    "checkpoints" all checkpoints at once, the Exam and the device: for what mixes them. It loads
+                  them itself, and its result has the dims that it likes.
 
 It returns an xr.Dataset whose variables carry `units`, `long_name`, `chance_level` where there is
 one and `interval` (what the interval means, or why there is none); bounds are called <name>_low
@@ -20,18 +22,22 @@ and <name>_high. Nothing else is needed for the command line, storage and the re
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Literal, TypeVar
+from types import CodeType
+from typing import Any, Literal, TypeVar, get_args
 
 import xarray as xr
 
 from workbench.errors import RunNotFound, UsageError
 
-Reads = Literal["record", "checkpoint", "pair"]
+Reads = Literal["record", "checkpoint", "pair", "checkpoints"]
 GROUP = "workbench.probes"
 """Entry point group under which other packages name theirs."""
 Function = TypeVar("Function", bound=Callable[..., xr.Dataset])
@@ -56,12 +62,29 @@ class Probe:
     """Applied to the results of all checkpoints together, such as a basis fitted to all of them."""
     params: tuple[str, ...] = field(default=())
     """Names of the keyword arguments that it takes."""
+    source: str = ""
+    """Digest of its text as it was marked, where it has no module that others could import: a cell
+    of a notebook is edited without its version being raised."""
+
+    @property
+    def module(self) -> str:
+        """Where its function is defined."""
+        return str(getattr(self.function, "__module__", None) or "__main__")
+
+    @property
+    def key_version(self) -> str:
+        """What its results are kept under: the version; of others' probes also the package, of a
+        notebook's function also its text (not that of functions which it calls).
+        """
+        package = self.module.partition(".")[0]
+        mark = self.source or ("" if package == "probes" else package)
+        return f"{self.version}+{mark}" if mark else str(self.version)
 
 
 _KNOWN: dict[str, Probe] = {}
 _FOUND = {"ours": False, "others": False}
 BROKEN: dict[str, str] = {}
-"""Entry points whose module could not be imported, and why."""
+"""Entry points whose module could not be imported, or whose probe's name was taken, and why."""
 
 
 def probe(
@@ -74,7 +97,8 @@ def probe(
     finish: Callable[[xr.Dataset], xr.Dataset] | None = None,
 ) -> Callable[[Function], Function]:
     """Marks a function as a probe and returns it unchanged. Marking again replaces, as a cell of a
-    notebook that is run twice does.
+    notebook that is run twice does; what a notebook or a script calls by the name of an installed
+    probe goes before it. Two installed modules cannot share a name: the first stays.
 
     Args:
         name: 1 to 64 of a-z, 0-9 and '-'.
@@ -85,7 +109,7 @@ def probe(
         finish: applied to the results of all checkpoints together.
 
     Raises:
-        UsageError: a name or `reads` that cannot be.
+        UsageError: a name or `reads` that cannot be, or a name that another module has taken.
 
     Example:
         >>> @probe("router-norm", question="How large are the routers?", reads="checkpoint")
@@ -98,17 +122,63 @@ def probe(
     from workbench.store.result_key import check_name
 
     check_name(name)
-    if reads not in ("record", "checkpoint", "pair"):
-        raise UsageError(f"reads={reads!r}: expected 'record', 'checkpoint' or 'pair'.")
+    if reads not in get_args(Reads):
+        raise UsageError(f"reads={reads!r}: expected one of {', '.join(get_args(Reads))}.")
 
     def mark(function: Function) -> Function:
-        _KNOWN[name] = Probe(
-            name=name, question=question, reads=reads, function=function, needs=tuple(needs),
-            version=version, finish=finish, params=_keywords(function, reads),
+        _enter(
+            Probe(
+                name=name, question=question, reads=reads, function=function, needs=tuple(needs),
+                version=version, finish=finish, params=_keywords(function, reads),
+                source=_digest(function, finish) if _is_homeless(function) else "",
+            )
         )  # fmt: skip
         return function
 
     return mark
+
+
+def _enter(new: Probe) -> None:
+    known = _KNOWN.get(new.name)
+    if known is not None and not new.source and known.module != new.module:
+        if known.source:
+            return  # what the user wrote stays, whichever was there first
+        raise UsageError(
+            f"two modules have a probe {new.name!r}: {known.module} and {new.module}. The first "
+            f"stays; rename the other, for example {new.module.partition('.')[0]}-{new.name}."
+        )
+    _KNOWN[new.name] = new
+
+
+def _is_homeless(function: Callable[..., Any]) -> bool:
+    """Whether it is of a notebook, a script or a prompt: no module that others could import."""
+    name = getattr(function, "__module__", None) or "__main__"
+    home = sys.modules.get(name)
+    return name in ("__main__", "builtins") or getattr(home, "__spec__", None) is None
+
+
+def _digest(*functions: Callable[..., Any] | None) -> str:
+    """Eight hexadecimal digits of the functions' text; of their code where there is no text."""
+    said = [_text(function) for function in functions if function is not None]
+    return hashlib.sha256(repr(said).encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def _text(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        return repr(_code(code)) if code is not None else repr(type(function))
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    """What a function does, without where it stands."""
+    constants = [
+        _code(c) if isinstance(c, CodeType) else sorted(map(repr, c))
+        if isinstance(c, frozenset) else repr(c)
+        for c in code.co_consts
+    ]  # fmt: skip
+    return code.co_code, code.co_names, code.co_varnames, constants
 
 
 def names() -> list[str]:
@@ -134,9 +204,7 @@ def find(name: str) -> Probe:
 
 
 def _keywords(function: Callable[..., Any], reads: Reads) -> tuple[str, ...]:
-    import inspect
-
-    given = 2 if reads == "pair" else 1
+    given = {"pair": 2, "checkpoints": 3}.get(reads, 1)
     parameters = list(inspect.signature(function).parameters.values())
     return tuple(p.name for p in parameters[given:] if p.kind != p.VAR_KEYWORD)
 
@@ -156,3 +224,11 @@ def _discover() -> None:
                 entry.load()
             except Exception as error:  # somebody else's package must not take ours down
                 BROKEN[entry.name] = f"{type(error).__name__}: {error}"
+                _forget_the_half_imported()
+
+
+def _forget_the_half_imported() -> None:
+    """Probes that a module marked before its import failed."""
+    for name, known in list(_KNOWN.items()):
+        if not known.source and known.module not in sys.modules:
+            del _KNOWN[name]

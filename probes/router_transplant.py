@@ -36,7 +36,13 @@ from probes.exam import Exam
 from probes.inputs.items import MEASURES, all_values_of, items_of
 from probes.inputs.rows import following_logprob
 from probes.registry import probe
-from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import (
+    BOOT,
+    OF_MEAN,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from probes.statistics.shapley import adjusted_interval
 from probes.subject import Subject
 from probes.surgery.hybrid import put, sharing_copy
@@ -106,18 +112,23 @@ def router_transplant(
 @probe(
     "router-transplant",
     question="Is it the routing that was learned, or what is routed to?",
-    reads="record",
+    reads="checkpoints",
 )
 def router_transplant_of_run(
-    source: Any,
+    checkpoints: Sequence[Checkpoint],
+    exam: Exam,
+    device: str = "cpu",
     *,
     task: str | Sequence[str] | None = None,
     at_most: int = AT_MOST,
     n_boot: int = BOOT,
     seed: int = 0,
 ) -> xr.Dataset:
-    """`router_transplant` over the checkpoints of a run or a window, put to its own exam."""
-    return router_transplant(source, task=task, at_most=at_most, n_boot=n_boot, seed=seed)
+    """`router_transplant` over the checkpoints of a run or a window."""
+    return router_transplant(
+        list(checkpoints), task=task, exam=exam, at_most=at_most, n_boot=n_boot, seed=seed,
+        device=device,
+    )  # fmt: skip
 
 
 def _chosen(source: Any, at_most: int) -> list[Checkpoint | Subject]:
@@ -237,12 +248,10 @@ def _columns(
     units = flat.shape[1]
     if name == "accuracy":
         low, high = adjusted_interval(flat, np.zeros(len(flat)))
-    elif units < 2:
-        low = high = np.full(len(flat), np.nan)
     else:
         draws = bootstrap_weights(units, n_boot, seed) / units @ flat.T
         low, high = percentile_interval(draws, units)
-        low, high = np.fmin(low, flat.mean(1)), np.fmax(high, flat.mean(1))
+        low, high = np.minimum(low, flat.mean(1)), np.maximum(high, flat.mean(1))
     bounds = [b.reshape(change.shape[:-1]) for b in (low, high)]
     for bound in bounds:
         # A body with its own router is itself: no change on any item.
@@ -257,7 +266,7 @@ def _columns(
 
 def _described(result: xr.Dataset, tasks: bool) -> xr.Dataset:
     point = "point estimate: see its change, whose interval is paired"
-    boot = "95 %, bootstrap (expanded percentile) over {}, paired with the body's own router"
+    boot = f"95 %, bootstrap over {{}} ({OF_MEAN}), paired with the body's own router"
     captions = {
         "loss": Caption("nats/token", "next-token loss on the fixed tokens", point),
         "loss_change": Caption(

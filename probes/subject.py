@@ -99,6 +99,7 @@ class Subject:
         if isinstance(checkpoint, Subject):
             return checkpoint
         exam = Exam.of(checkpoint) if exam is None else exam
+        checkpoint.check_unaltered()
         build = exam.build or build_model
         subject = cls(
             build(checkpoint).to(device), exam, step=checkpoint.step,
@@ -114,6 +115,18 @@ class Subject:
         if site not in self._sites:
             self._look([site])
         return self._sites[site]
+
+    def look(self, sites: Iterable[str]) -> None:
+        """Reads these sites in one pass, but for those that are there already."""
+        if wanted := [site for site in dict.fromkeys(sites) if site not in self._sites]:
+            self._look(wanted)
+
+    def versions(self) -> dict[str, int]:
+        """How often each parameter and each site that was read has been written to in place."""
+        tensors = dict(self.model.named_parameters()) | {
+            f"site {n}": t for n, t in self._sites.items()
+        }
+        return {name: tensor._version for name, tensor in tensors.items()}
 
     @property
     def labels(self) -> xr.Dataset:

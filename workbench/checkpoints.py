@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, overload
 
 import xarray as xr
 
+from checkpoints_index.audit import unlike_its_digest
 from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound
 from checkpoints_index.formats import Weights, open_weights
 from checkpoints_index.record import CheckpointRecord
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
     from workbench.run import Run
     from workbench.store.run_store import RunStore
+
+
+CLOCKS = 2.0
+"""Seconds by which the clocks of a file system and of its writer may differ."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,23 @@ class Checkpoint:
     def location(self) -> str | Path:
         """Where it lies: a path, or a URL."""
         return self.record.uri if self.record.is_remote else self.path
+
+    def check_unaltered(self) -> None:
+        """CheckpointIncomplete where its files were written over after it was recorded.
+
+        Files that are no newer than the record are believed; newer ones (a copy of the run, or
+        other weights in its place) are read whole and held against their digests.
+        """
+        if self.record.is_remote or not self.record.digests:
+            return
+        alone = self.path.is_file()
+        files = [self.path if alone else self.path / name for name in self.record.digests]
+        newer = [f for f in files if f.is_file() and f.stat().st_mtime > self.record.utc + CLOCKS]
+        if newer and (wrong := unlike_its_digest(self.path, self.record.digests)):
+            raise CheckpointIncomplete(
+                f"{wrong} It was written over after it was recorded: record it anew "
+                f"(recorder.checkpoint), or use another checkpoint."
+            )
 
     @property
     def weights(self) -> Weights:

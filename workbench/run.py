@@ -222,6 +222,13 @@ class Run:
         """Id of the commit that is being looked at; None where nothing was recorded."""
         return self._snapshot.id if self._snapshot else None
 
+    @property
+    def state(self) -> str | None:
+        """What tells the record that is being looked at from every other, rows that wait to be
+        committed included; None where nothing was recorded.
+        """
+        return self._snapshot.state if self._snapshot else None
+
     def overview(
         self,
         group: str = "router",

@@ -8,8 +8,10 @@ Yields  `Series.carry_out`: name -> dataset (checkpoint, ...). Kept is each resu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -18,7 +20,7 @@ from probes.exam import Exam
 from probes.registry import Probe
 from probes.running.one_pass import Failure, Order, Outcome, forget, sit
 from workbench.checkpoints import Checkpoint
-from workbench.errors import ProbeFailed, RunNotFound, UsageError
+from workbench.errors import ProbeFailed, RunNotFound, UsageError, WorkbenchError
 from workbench.run import Run
 from workbench.store.result_key import NAMED, Asked
 from workbench.store.results import Results
@@ -62,6 +64,8 @@ class Series:
         if any(order.probe.reads == "pair" for order in orders):
             references = _references(line, usable, against)
         exam = Exam.of(line) if exam is None else exam
+        if exam.identity is None:
+            results = None  # nothing would tell this way of building models from another
         return cls(line, usable, references, orders, exam, results, device)
 
     def carry_out(self, client: Any, progress: bool, skip_broken: bool) -> dict[str, xr.Dataset]:
@@ -69,9 +73,16 @@ class Series:
         wholes = self._kept_wholes()
         missing = [o for o in self.orders if o.probe.name not in wholes]
         if not missing:
-            return wholes
-        outcomes = self._outcomes(missing, client, progress)
+            return self._told_of(wholes)
         faults: list[str] = []
+        for order in [o for o in missing if o.probe.reads == "checkpoints"]:
+            found = _all_at_once(self, order, client)
+            if isinstance(found, Failure):
+                faults.append(f"probe {order.probe.name!r} failed: {found.why.rstrip('.')}")
+            else:
+                wholes[order.probe.name] = self._keep_whole(order, found)
+        missing = [o for o in missing if o.probe.reads != "checkpoints"]
+        outcomes = self._outcomes(missing, client, progress) if missing else []
         for order in missing:
             name = order.probe.name
             parts = [(self.checkpoints[i], outcomes[i][name]) for i in self._positions(order)]
@@ -80,11 +91,22 @@ class Series:
             if failed and (not skip_broken or not good):
                 faults.append(_told(name, failed, len(parts)))
                 continue
-            whole = self._together(order.probe, good, failed)
+            try:
+                whole = self._together(order.probe, good, failed)
+            except Exception as error:  # its results do not fit together, or `finish` failed
+                why = f"{type(error).__name__}: {error}"
+                faults.append(f"probe {name!r}: results of {len(good)} checkpoints: {why}")
+                continue
             wholes[name] = whole if failed else self._keep_whole(order, whole)
         if faults:
             raise ProbeFailed("; ".join(faults) + ". What else was computed is kept.")
-        return wholes
+        return self._told_of(wholes)
+
+    def _told_of(self, wholes: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+        return {
+            name: ds.assign_attrs(run=self.line.name, branch=self.line.branch)
+            for name, ds in wholes.items()
+        }
 
     def kept(self) -> dict[str, xr.Dataset]:
         """The results that can be had without loading a model."""
@@ -93,14 +115,14 @@ class Series:
             return found
         for order in self.orders:
             positions = self._positions(order)
-            if order.probe.name in found or not positions:
+            if order.probe.name in found or not positions or order.probe.reads == "checkpoints":
                 continue
             parts = self.results.kept(self._asked(order, i) for i in positions)
             pairs = zip(positions, parts, strict=True)
             good = [(self.checkpoints[i], ds.load()) for i, ds in pairs if ds is not None]
             if len(good) == len(positions):
                 found[order.probe.name] = self._together(order.probe, good, [])
-        return found
+        return self._told_of(found)
 
     def _positions(self, order: Order) -> list[int]:
         """Places of the checkpoints that a probe looks at: a pair takes a reference."""
@@ -109,11 +131,11 @@ class Series:
         return [i for i in every if not pair or self.references[i] is not None]
 
     def _asked(self, order: Order, position: int) -> Asked:
-        inputs = {"weights": weights_of(self.checkpoints[position]), "exam": _identity(self.exam)}
+        inputs = {"weights": weights_of(self.checkpoints[position]), "exam": self.exam.identity}
         reference = self.references[position]
         if order.probe.reads == "pair" and reference is not None:
             inputs["reference"] = weights_of(reference)
-        return Asked(order.probe.name, order.probe.version, inputs, order.params)
+        return Asked(order.probe.name, order.probe.key_version, inputs, order.params)
 
     def _asked_whole(self, order: Order) -> Asked:
         positions = self._positions(order)
@@ -121,8 +143,8 @@ class Series:
         at = [self.checkpoints[i] for i in positions]
         steps = [[c.branch, c.step, c.tokens_seen] for c in at]
         return Asked(
-            order.probe.name, order.probe.version, {"checkpoints": steps, "each": each},
-            order.params,
+            order.probe.name, order.probe.key_version,
+            {"branch": self.line.branch, "checkpoints": steps, "each": each}, order.params,
         )  # fmt: skip
 
     def _kept_wholes(self) -> dict[str, xr.Dataset]:
@@ -180,7 +202,7 @@ class Series:
             bare.append(ds.drop_attrs(deep=False).assign_attrs(own))
         steps = np.array([c.step for c, _ in good], dtype=np.int64)
         whole = xr.concat(
-            bare, dim="checkpoint", data_vars="all", coords="minimal", compat="override",
+            bare, dim="checkpoint", data_vars="all", coords="different", compat="equals",
             join="outer", combine_attrs="drop_conflicts",
         )  # fmt: skip
         note = {"units": "tokens", "long_name": "training tokens learned from"}
@@ -226,12 +248,12 @@ def _references(
 
 
 def _here(series: Series, todo: Mapping[int, list[Order]]) -> Iterator[tuple[int, Outcome]]:
+    examination = uuid4().hex
     try:
         for i, orders in todo.items():
-            at, reference = series.checkpoints[i], series.references[i]
-            yield i, _sat(at, series.exam, orders, reference, series.device)
+            yield i, _sat(series, i, orders, examination)
     finally:
-        forget()
+        forget(examination)
 
 
 def _elsewhere(
@@ -240,6 +262,7 @@ def _elsewhere(
     """On the workers of a Dask client, in the order in which they finish."""
     from distributed import as_completed
 
+    examination = uuid4().hex
     tries = dict.fromkeys(todo, 0)
     futures: dict[Any, int] = {}
 
@@ -248,7 +271,7 @@ def _elsewhere(
         # every checkpoint: scattered data would be lost with the workers that hold it.
         future = client.submit(
             sit, series.checkpoints[i], series.exam, todo[i], series.references[i], series.device,
-            pure=False, retries=RETRIES,
+            examination=examination, pure=False, retries=RETRIES,
         )  # fmt: skip
         futures[future] = i
         return future
@@ -268,13 +291,33 @@ def _elsewhere(
             yield i, outcome
     finally:
         client.cancel(list(futures))
+        with suppress(Exception):  # workers that are gone hold nothing
+            client.run(forget, examination)
 
 
-def _sat(
-    checkpoint: Checkpoint, exam: Exam, orders: list[Order], reference: Any, device: str
-) -> Outcome:
+def _all_at_once(series: Series, order: Order, client: Any) -> xr.Dataset | Failure:
+    """What a probe that mixes checkpoints finds; on one worker where there is a client."""
+    arguments = (series.checkpoints, series.exam, series.device)
     try:
-        return sit(checkpoint, exam, orders, reference, device)
+        if client is None:
+            found = order.probe.function(*arguments, **order.params)
+        else:
+            found = client.submit(
+                order.probe.function, *arguments, **order.params, pure=False, retries=RETRIES
+            ).result()
+    except WorkbenchError as error:
+        return Failure(str(error))
+    except Exception as error:  # a scientist's probe must not take the others down
+        return Failure(f"{type(error).__name__}: {error}")
+    if not isinstance(found, xr.Dataset):
+        return Failure(f"it returned a {type(found).__name__}, expected an xr.Dataset")
+    return found.assign_attrs(question=order.probe.question)
+
+
+def _sat(series: Series, i: int, orders: list[Order], examination: str) -> Outcome:
+    at, reference = series.checkpoints[i], series.references[i]
+    try:
+        return sit(at, series.exam, orders, reference, series.device, examination=examination)
     except Exception as error:  # one damaged checkpoint must not cost the others
         return _all_failed(orders, error)
 
@@ -294,19 +337,12 @@ def _told(name: str, failed: Sequence[tuple[Checkpoint, str]], of: int) -> str:
 def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What names a checkpoint's weights, and changes when they do."""
     record = checkpoint.record
-    model = {n: d for n, d in (record.digests or {}).items() if not n.startswith("optimizer")}
-    if model:
-        return {"digests": dict(sorted(model.items()))}
+    if record.digests:
+        # The optimizer's among them: probes that reckon with its moments read it too.
+        return {"digests": dict(sorted(record.digests.items()))}
     if record.fingerprint is not None:
         return {"fingerprint": record.fingerprint}
     return {"uri": str(checkpoint.location), "utc": record.utc, "bytes": record.size_bytes}
-
-
-def _identity(exam: Exam) -> str:
-    if exam.build is None:
-        return exam.digest
-    made = exam.build
-    return f"{exam.digest} {getattr(made, '__module__', '')}.{getattr(made, '__qualname__', made)}"
 
 
 def _bar(total: int, progress: bool) -> Callable[[int | None], None]:

@@ -9,18 +9,20 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import workbench as wb
 from probes import registry, subject
 from probes.exam import Exam
-from probes.examine import examine
+from probes.examine import examine, holds
 from probes.registry import find, probe
-from probes.running import series
+from probes.running import one_pass, series
 from workbench.errors import ProbeFailed, RunNotFound, UsageError
 
 
@@ -324,7 +326,7 @@ def test_workers_give_the_same_numbers_and_failures_are_tried_again(run_path, tm
         f"""
         import distributed, torch, warnings
         import workbench as wb
-        from probes.examine import examine
+        from probes.examine import examine, holds
 
         if __name__ == "__main__":
             warnings.simplefilter("ignore")
@@ -373,10 +375,10 @@ def test_results_of_checkpoints_are_kept_as_they_come(run_path, monkeypatch):
     run = wb.open_run(run_path)
     sit = series.sit
 
-    def broken_off(checkpoint, *rest):
+    def broken_off(checkpoint, *rest, **named):
         if checkpoint.step >= 8:
             raise KeyboardInterrupt
-        return sit(checkpoint, *rest)
+        return sit(checkpoint, *rest, **named)
 
     monkeypatch.setattr(series, "sit", broken_off)
     with pytest.raises(KeyboardInterrupt):
@@ -394,3 +396,222 @@ def test_what_is_kept_is_given_without_loading_anything(run_path, loads):
     assert loads == []
     assert last["norms"]["norm"].values.tolist() == whole["norm"].values[-1:].tolist()
     assert last["capability"].checkpoint.values.tolist() == [30]
+
+
+# What an exam, a record and a model are named by
+
+
+def test_chance_levels_are_part_of_the_exam(run_path):
+    run = wb.open_run(run_path)
+    exam = Exam.of(run)
+    other = replace(exam, chance=dict.fromkeys(exam.tasks, 0.9))
+    first = examine(run.checkpoints[-1:], "answers", exam=exam)["answers"]["normalized"].values
+    second = examine(run.checkpoints[-1:], "answers", exam=other)["answers"]["normalized"].values
+    assert not np.allclose(first, second)
+
+
+def _built(factor):
+    def build(checkpoint):
+        model = subject.build_model(checkpoint)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(factor)
+        return model
+
+    return build
+
+
+def test_ways_of_building_that_have_no_name_share_nothing_that_is_kept(run_path):
+    _norms()
+    run = wb.open_run(run_path)
+    exam = Exam.of(run)
+    plain = examine(run, "norms", exam=exam)["norms"]["norm"].values
+    for factor in (2.0, 3.0):
+        found = examine(run, "norms", exam=replace(exam, build=_built(factor)))["norms"]
+        np.testing.assert_allclose(found["norm"].values, factor * plain, rtol=1e-5)
+
+
+def test_a_thread_that_sat_for_another_exam_holds_no_model_of_it(run_path):
+    """As a worker of Dask does, call after call."""
+    _norms()
+    run = wb.open_run(run_path)
+    order = [one_pass.Order(find("norms"), {})]
+    values = []
+    for factor in (1.0, 2.0):
+        exam = replace(Exam.of(run), build=_built(factor))
+        found = one_pass.sit(run.checkpoints[-1], exam, order, examination=f"x{factor}")
+        values.append(found["norms"]["norm"].values)
+    one_pass.forget("x2.0")
+    np.testing.assert_allclose(values[1], 2 * values[0], rtol=1e-5)
+    assert not one_pass._HELD
+
+
+def _rows(run, steps, loss):
+    """Rows of the training curves, like the last ones that were recorded."""
+    last = {str(n): np.repeat(v.values[-1:], len(steps)) for n, v in run.train.data_vars.items()}
+    return {**last, "step": steps, "loss": np.full(len(steps), loss, "float32")}
+
+
+def test_a_run_opened_earlier_keeps_nothing_under_the_name_of_a_later_record(run_path):
+    early = wb.open_run(run_path)
+    with early.store.writer("main") as writer:
+        last = early.last_step
+        writer.append("train", _rows(early, np.array([last + 1]), 1.0))
+        writer.commit("one more")
+
+    @probe("steps", question="How many?", reads="record")
+    def steps(source):
+        return xr.Dataset({"steps": ((), source.train.sizes["step"])})
+
+    assert int(examine(early, "steps")["steps"]["steps"]) == last
+    late = wb.open_run(run_path)
+    assert int(examine(late, "steps")["steps"]["steps"]) == last + 1
+    assert int(examine(early, "steps")["steps"]["steps"]) == last
+
+
+def test_a_run_opened_before_a_rollback_keeps_nothing_for_what_was_recorded_after(run_path):
+    @probe("losses", question="Which?", reads="record")
+    def losses(source):
+        return xr.Dataset({"loss": ("step", source.train["loss"].values)})
+
+    early = wb.open_run(run_path)
+    old = early.train["loss"].values
+    early.store.rollback("main", 20)
+    with early.store.writer("main") as writer:
+        steps = np.arange(21, early.last_step + 1)
+        writer.append("train", _rows(wb.open_run(run_path), steps, 9.0))
+        writer.commit("again")
+    window = {"start": 8, "stop": int(early.last_step)}
+    np.testing.assert_array_equal(
+        examine(early.window(**window), "losses")["losses"]["loss"].values, old[8:]
+    )
+    fresh = wb.open_run(run_path)
+    assert examine(fresh.window(**window), "losses")["losses"]["loss"].values[-1] == 9.0
+    assert examine(fresh, "losses")["losses"]["loss"].values[-1] == 9.0
+
+
+def test_weights_that_were_written_over_are_refused(run_path):
+    _norms()
+    run = wb.open_run(run_path)
+    here, other = run.checkpoints[1].path, run.checkpoints[2].path
+    later = run.checkpoints[1].record.utc + 3600
+    shutil.copy(other / "model.safetensors", here / "model.safetensors")
+    os.utime(here / "model.safetensors", (later, later))
+    with pytest.raises(ProbeFailed, match=r"step 4.*written over after it was recorded"):
+        examine(run, "norms")
+
+
+def test_a_copy_of_a_run_is_believed_after_its_digests_were_read(run_path):
+    _norms()
+    run = wb.open_run(run_path)
+    later = run.checkpoints[1].record.utc + 3600
+    for file in run.checkpoints[1].path.iterdir():
+        os.utime(file, (later, later))
+    assert examine(run, "norms")["norms"].sizes["checkpoint"] == len(run.checkpoints)
+
+
+# One probe's fault
+
+
+def test_a_site_that_is_not_there_costs_only_the_probe_that_wants_it(run_path):
+    _norms()
+
+    @probe("asks", question="?", reads="checkpoint", needs=("blocks.{layer}.no_such_site",))
+    def asks(subject):
+        return xr.Dataset({"x": ((), subject["blocks.{layer}.no_such_site"].sum())})
+
+    run = wb.open_run(run_path)
+    with pytest.raises(ProbeFailed, match=r"'asks' failed at 7 of 7.*no site"):
+        examine(run, "asks", "norms")
+    assert examine(run, "norms", compute=False)
+
+
+@pytest.mark.parametrize("what", ["site", "weight"])
+def test_a_probe_that_writes_on_what_it_was_given_fails_alone(run_path, what):
+    @probe("vandal", question="?", reads="checkpoint", needs=("resid_post",))
+    def vandal(subject):
+        with torch.no_grad():
+            victim = subject["resid_post"] if what == "site" else subject.model.embed.weight
+            victim.zero_()
+        return xr.Dataset({"x": ((), 1.0)})
+
+    @probe("mean", question="?", reads="checkpoint", needs=("resid_post",))
+    def mean(subject):
+        weights, stream = subject.model.embed.weight, subject["resid_post"]
+        size = weights.abs().sum().item() + stream.abs().sum().item()
+        return xr.Dataset({"size": ((), size)})
+
+    run = wb.open_run(run_path)
+    with pytest.raises(ProbeFailed, match=r"'vandal' failed.*in place; work on subject.copy"):
+        examine(run, "vandal", "mean")
+    kept = examine(run, "mean", compute=False)["mean"]["size"].values
+    alone = examine(run, "mean", keep=False)["mean"]["size"].values
+    np.testing.assert_array_equal(kept, alone)
+
+
+def test_results_that_do_not_fit_together_are_told_and_cost_no_other(run_path):
+    _norms()
+
+    @probe("ragged", question="?", reads="checkpoint")
+    def ragged(subject):
+        return xr.Dataset({"x": ("k", np.zeros(2 + subject.step))})
+
+    run = wb.open_run(run_path)
+    with pytest.raises(ProbeFailed, match=r"'ragged': results of 7 checkpoints"):
+        examine(run, "ragged", "norms")
+    assert "norms" in examine(run, "norms", compute=False)
+
+
+def test_coordinates_that_differ_between_checkpoints_keep_their_own_values(run_path):
+    @probe("told", question="?", reads="checkpoint")
+    def told(subject):
+        words = ("k", [f"s{subject.step}", "b"])
+        return xr.Dataset({"x": ("k", np.zeros(2))}, coords={"at": subject.step, "word": words})
+
+    run = wb.open_run(run_path)
+    found = examine(run, "told")["told"]
+    assert found["at"].values.tolist() == run.checkpoints.steps
+    assert found["word"].isel(k=0).values.tolist() == [f"s{s}" for s in run.checkpoints.steps]
+
+
+def test_a_record_probe_that_breaks_is_told_by_name(run_path):
+    run = wb.open_run(run_path)
+    with pytest.raises(ProbeFailed, match="probe 'load' failed: TypeError"):
+        examine(run, "load", params={"load": {"points": "abc"}})
+    with pytest.raises(UsageError, match=r"distributed.Client"):
+        examine(run, "load", client="tcp://nowhere")
+
+
+def test_a_probe_that_mixes_checkpoints_is_given_the_exam_and_named_by_their_weights(run_path):
+    run = wb.open_run(run_path)
+    exam = Exam.of(run)
+    short = Exam(tokens=exam.tokens[:3], domains=exam.domains[:3])
+    params = {"router-transplant": {"at_most": 2, "n_boot": 20}}
+    assert examine(run, "router-transplant", params=params, compute=False) == {}
+    whole = examine(run, "router-transplant", params=params)["router-transplant"]
+    part = examine(run, "router-transplant", params=params, exam=short)["router-transplant"]
+    assert not np.allclose(whole["loss"].values, part["loss"].values)
+    assert "accuracy" in whole
+    assert "accuracy" not in part
+
+
+def test_each_line_of_training_says_its_own_branch(run_path):
+    _norms()
+    trunk = {"main": None, "curriculum": None}
+    steps = wb.open_run(run_path).checkpoints.steps
+    for branch in trunk:
+        line = wb.open_run(run_path, branch)
+        part = line.checkpoints[: len(steps)]
+        assert examine(part, "norms")["norms"].attrs["branch"] == branch
+
+
+def test_a_result_holds_until_its_weights_record_or_probe_change(run_path):
+    _norms()
+    run = wb.open_run(run_path)
+    examine(run, "norms", "load")
+    wholes = [s for s in run.results.list() if "branch" in s.inputs]
+    assert {s.probe for s in wholes if holds(run, s)} == {"norms", "load"}
+    _norms(version=2)
+    assert {s.probe for s in wholes if holds(run, s)} == {"load"}
+    run.store.rollback("main", 20)
+    assert not [s for s in wholes if holds(wb.open_run(run_path), s)]

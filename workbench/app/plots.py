@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 import xarray as xr
 
+from probes.examine import holds
 from probes.registry import names
 from workbench import figures
 from workbench.app.study import LONG_POINTS, Study, is_long
@@ -273,16 +274,17 @@ def code_of_probe(name: str, study: Study, branch: str) -> str:
 
 
 def kept_results(study: Study) -> list[tuple[str, str, xr.Dataset]]:
-    """Name, branch and result of the probes kept in the run, the newest of each and branch; those
-    that have a figure of their own are left out.
+    """Name, branch and result of the probes kept in the run, the newest of each and branch that
+    still holds; those that have a figure of their own are left out.
     """
     if study.run.store is None:
         return []
     newest = {}
     for stored in study.run.results.list():
-        if stored.probe in DRAWN or not {"checkpoints", "record"} & set(stored.inputs):
-            continue
-        branch = str(stored.inputs.get("branch", ""))
-        newest[stored.probe, branch or "checkpoints"] = stored
-    results = [(stored.probe, study.run.results.open(stored)) for stored in newest.values()]
-    return [(name, str(ds.attrs.get("branch", study.run.branch)), ds) for name, ds in results]
+        branch = stored.inputs.get("branch")
+        if stored.probe not in DRAWN and isinstance(branch, str) and holds(study.run, stored):
+            newest[stored.probe, branch] = stored
+    return [
+        (name, branch, study.run.results.open(stored).assign_attrs(branch=branch))
+        for (name, branch), stored in newest.items()
+    ]
