@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import icechunk as ic
-import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from workbench.errors import RunNotFound, SchemaError
 from workbench.provenance import provenance
+from workbench.store.result_form import ASIDE as PUT_ASIDE
+from workbench.store.result_form import encoding, from_form, to_form
 from workbench.store.result_key import HOME, NAMED, Asked, check_name, digest
 from workbench.store.run_store import RunStore
 
@@ -201,14 +201,7 @@ class Results:
         ds = xr.open_dataset(
             root.store, engine="zarr", group=path, consolidated=False, zarr_format=3  # type: ignore[arg-type]
         )  # fmt: skip
-        text = {
-            name: (v.dims, np.array(v.values.tolist(), dtype=str), v.attrs)
-            for name, v in ds.variables.items()
-            if v.dtype.kind in "TO"
-        }
-        return ds.assign({n: v for n, v in text.items() if n in ds.data_vars}).assign_coords(
-            {n: v for n, v in text.items() if n in ds.coords}
-        )
+        return from_form(ds)
 
     def _keep(self, computed: Mapping[str, xr.Dataset]) -> None:
         """Commits what is not there yet, by path."""
@@ -227,7 +220,7 @@ class Results:
                 try:
                     ds.to_zarr(
                         session.store, group=path, mode="w-", zarr_format=3, consolidated=False,
-                        encoding={name: _encoding(v) for name, v in ds.variables.items()},
+                        encoding={name: encoding(v) for name, v in ds.variables.items()},
                     )  # fmt: skip
                 except (TypeError, ValueError, NotImplementedError) as error:
                     raise SchemaError(
@@ -254,7 +247,7 @@ class Results:
             ).load()  # fmt: skip
             ds.to_zarr(
                 session.store, group=path, mode="w-", zarr_format=3, consolidated=False,
-                encoding={name: _encoding(v) for name, v in ds.variables.items()},
+                encoding={name: encoding(v) for name, v in ds.variables.items()},
             )  # fmt: skip
         new = session.flush("without what was dropped")
         self.store.location.sync()
@@ -318,29 +311,14 @@ def _read_json(text: object) -> dict[str, Any]:
 
 
 def _storable(ds: xr.Dataset, probe: str) -> xr.Dataset:
-    """Text as objects, which is how xarray writes Zarr's variable-length strings; encodings of
-    where it was read from left behind.
-    """
-    clash = [name for name in (*NAMED, "provenance") if name in ds.attrs]
+    """As it is written; SchemaError where it has an attribute of ours."""
+    clash = [name for name in (*NAMED, "provenance", PUT_ASIDE) if name in ds.attrs]
     if clash:
         raise SchemaError(
             f"the result of {probe!r} has an attribute {clash[0]!r}, a name that is written beside "
             f"it; call it otherwise."
         )
-    text = [name for name, v in ds.variables.items() if v.dtype.kind in "UT"]
-    ds = ds.drop_encoding()
-    for name in text:
-        changed = (ds[name].dims, ds[name].values.astype(object), ds[name].attrs)
-        ds = ds.assign_coords({name: changed}) if name in ds.coords else ds.assign({name: changed})
-    return ds
-
-
-def _encoding(variable: xr.Variable) -> dict[str, Any]:
-    if variable.dtype.kind in "OTU":
-        return {"compressors": (Crc32cCodec(),)}
-    size = variable.dtype.itemsize
-    blosc = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=size)
-    return {"compressors": (blosc, Crc32cCodec())}
+    return to_form(ds, probe)
 
 
 def _beginning(repository: ic.Repository) -> str:
