@@ -134,7 +134,7 @@ def age_of_acquisition(skill: xr.Dataset, *, n_boot: int = FITS, seed: int = 0) 
         return Acquisition(**{**vars(found), **nothing, "reason": reason})
     draws = course.refit(fitted, curves.right[1:])
     ages = curves.steps[0] + _natural(draws)[0] * last
-    low, high = percentile_interval(ages, curves.n)
+    low, high = percentile_interval(ages, curves.n, of_mean=False)
     if found.width < np.diff(curves.steps).max():
         low, high = _with_its_gap(curves.steps, found, float(low), float(high))
     return Acquisition(**{**vars(found), "low": float(low), "high": float(high)})

@@ -20,8 +20,10 @@ logprob           log-probability of the right choice over the whole vocabulary.
 choice_logprob    of the right one among the item's choices; guessing gives -ln(choices).
 
 Chance of precision, recall and f1 is that of choosing at random, simulated on the same items. The
-intervals: other items of the same kind, same checkpoint (bootstrap, expanded percentile); nothing
-is said about another training seed.
+intervals: other items of the same kind, same checkpoint (bootstrap; Student's t for means over
+fewer than ten items); nothing is said about another training seed. Of precision, recall, F1 and the
+calibration error there is none from fewer than ten items, and none where every draw of the items
+scores alike (all right, say): read accuracy's then.
 
 Sources: Brier 1950; calibration, Naeini et al. 2015; discrete next to continuous, Schaeffer et al.
 2023, arXiv:2304.15004; intervals, Miller 2024, arXiv:2411.00640.
@@ -37,7 +39,15 @@ import numpy as np
 import xarray as xr
 
 from probes.registry import probe
-from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
+from probes.statistics.resample import (
+    BOOT,
+    NOT_OF_MEAN,
+    OF_MEAN,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+    wilson,
+)
 
 if TYPE_CHECKING:
     from probes.subject import Subject
@@ -60,11 +70,20 @@ MEANING: dict[str, tuple[str, str]] = {
     "choice_logprob": ("nats", "log-probability of the right answer among the item's choices"),
 }
 WILSON = "95 %, Wilson: other items of the same kind, same checkpoint"
-BOOTSTRAP = "95 %, bootstrap over items (expanded percentile): other items, same checkpoint"
+BOOTSTRAP = f"95 %, bootstrap over items ({OF_MEAN}): other items, same checkpoint"
+NO_MEAN = ("precision", "recall", "f1", "calibration_error")
+"""Scores that are no mean over items."""
+OF_NO_MEAN = (
+    f"95 %, bootstrap over items ({NOT_OF_MEAN}; none where no draw differs: these items do not "
+    "say how it varies): other items, same checkpoint"
+)
 
 
 @probe(
-    "answers", question="How well are the tasks answered, by every usual score?", reads="checkpoint"
+    "answers",
+    question="How well are the tasks answered, by every usual score?",
+    reads="checkpoint",
+    version=2,
 )
 def answers(subject: Subject, n_boot: int = BOOT, seed: int = 0) -> xr.Dataset:
     """Accuracy, macro precision, recall and F1, Brier score, calibration and log-probability.
@@ -187,7 +206,9 @@ class _Sheet:
         }
         found: dict[str, float] = {}
         for name, values in draws.items():
-            low, high = percentile_interval(values[1:], n)
+            low, high = percentile_interval(values[1:], n, of_mean=name not in NO_MEAN)
+            if name in NO_MEAN and np.ptp(values) < 1e-12:
+                low = high = np.array(np.nan)
             if name == "accuracy":
                 low, high = (x.item() for x in wilson(hit.sum(keepdims=True), np.array([float(n)])))
             found |= {name: values[0], f"{name}_low": float(low), f"{name}_high": float(high)}
@@ -238,12 +259,13 @@ def _described(result: xr.Dataset, n_boot: int, seed: int) -> xr.Dataset:
         "recall": "recall_chance", "f1": "f1_chance", "brier": "brier_chance",
         "choice_logprob": "choice_logprob_chance",
     }  # fmt: skip
+    how = dict.fromkeys(NO_MEAN, OF_NO_MEAN) | {"accuracy": WILSON, "normalized": WILSON}
     for name, (units, meaning) in MEANING.items():
         for end, prefix in (("", ""), ("_low", "lower bound: "), ("_high", "upper bound: ")):
             result[name + end].attrs = {
                 "units": units,
                 "long_name": prefix + meaning,
-                "interval": WILSON if name in ("accuracy", "normalized") else BOOTSTRAP,
+                "interval": how.get(name, BOOTSTRAP),
             } | ({"chance_level": levels[name]} if name in levels else {})
         if f"{name}_chance" in result:
             result[f"{name}_chance"].attrs = {

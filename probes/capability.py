@@ -25,7 +25,14 @@ import xarray as xr
 
 from probes.registry import probe
 from probes.source import Source, group_of, pick
-from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval, wilson
+from probes.statistics.resample import (
+    BOOT,
+    OF_MEAN,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+    wilson,
+)
 from workbench.errors import SchemaError
 
 MEANING: dict[str, tuple[str, str]] = {
@@ -43,7 +50,7 @@ MEANING: dict[str, tuple[str, str]] = {
     "item_logprob": ("nats", "log-probability of the right answer, per item"),
 }
 WILSON = "95 %, Wilson: other items of the same kind, same checkpoint"
-BOOTSTRAP = "95 %, bootstrap over items (expanded percentile): other items, same checkpoint"
+BOOTSTRAP = f"95 %, bootstrap over items ({OF_MEAN}): other items, same checkpoint"
 
 
 @probe(
@@ -51,6 +58,7 @@ BOOTSTRAP = "95 %, bootstrap over items (expanded percentile): other items, same
     question="How well does the model do each task?",
     reads="record",
     needs=("evaluations",),
+    version=2,
 )
 def capability(
     source: Source,

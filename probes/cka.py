@@ -118,7 +118,7 @@ def _cka(layers: list[Tensor], row: np.ndarray) -> tuple[Floats, Floats, Floats]
     # The scale on which its spread depends least on its size; 1 itself is at infinity.
     bend = lambda x: np.arctanh(np.clip(x, -1 + 1e-9, 1 - 1e-9))  # noqa: E731
     low, high = jackknife_interval(bend(value), bend(without))
-    return value, np.fmin(np.tanh(low), value), np.fmax(np.tanh(high), value)
+    return value, np.minimum(np.tanh(low), value), np.maximum(np.tanh(high), value)
 
 
 def _ratio(shared: Floats) -> Floats:

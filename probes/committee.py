@@ -32,7 +32,7 @@ from probes.caption import Caption, captioned
 from probes.inputs.routing import FixedTokens, Routing, over_checkpoints
 from probes.registry import probe
 from probes.source import Source
-from probes.statistics.resample import percentile_interval
+from probes.statistics.resample import NOT_OF_MEAN, percentile_interval
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ DRAWS = 200
     question="Is there a standing group of experts with a large say in every domain?",
     reads="checkpoint",
     needs=("router_probs", "expert_ids"),
+    version=2,
 )
 def committee(
     source: Source | Subject,
@@ -111,19 +112,20 @@ def _of(routing: Routing, times: float, domains_share: float, n_boot: int, seed:
         return coverage, member, member.sum(axis=-1), mass
 
     coverage, member, size, mass = elected(gate)
-    several = np.bincount(tokens.domain_of_block).max() > 1
+    # A domain of one text says nothing of other texts of it.
+    several = np.bincount(tokens.domain_of_block).min() > 1
     if several and n_boot:
         drawn = elected(domain_means(sums, tokens, _within_domains(tokens, n_boot, seed)))
         confidence = drawn[1].mean(axis=0)
-        ends = [percentile_interval(d, len(tokens.starts)) for d in drawn[2:]]
+        ends = [percentile_interval(d, len(tokens.starts), of_mean=False) for d in drawn[2:]]
     else:
         confidence = np.full_like(member, np.nan)
         ends = [np.full((2, *size.shape), np.nan)] * 2
     columns = {"size": size, "mass": mass}
     for name, (low, high) in zip(("size", "mass"), ends, strict=True):
         columns |= {
-            f"{name}_low": np.fmin(low, columns[name]) if several else low,
-            f"{name}_high": np.fmax(high, columns[name]) if several else high,
+            f"{name}_low": np.minimum(low, columns[name]),
+            f"{name}_high": np.maximum(high, columns[name]),
         }
     of_expert = {"coverage": coverage, "member": member, "confidence": confidence}
     result = routing.result(
@@ -164,8 +166,8 @@ def _within_domains(tokens: FixedTokens, n_boot: int, seed: int) -> Floats:
 
 def _captions(tokens: FixedTokens, times: float, share: float, experts: int) -> dict[str, Caption]:
     interval = (
-        f"95 %, bootstrap over {len(tokens.starts)} {tokens.blocks_are} within domains (expanded "
-        "percentile): other text of these domains, same checkpoint"
+        f"95 %, bootstrap over {len(tokens.starts)} {tokens.blocks_are} within domains "
+        f"({NOT_OF_MEAN}, nor with a domain of one): other text of these domains, same checkpoint"
     )
     of_draws = "none: a share of bootstrap draws"
     plain = "point estimate: see confidence"

@@ -39,7 +39,7 @@ from probes.load import EXACT
 from probes.registry import probe
 from probes.source import Source, group_of
 from probes.statistics.clustered import block_mean
-from probes.statistics.resample import BOOT
+from probes.statistics.resample import BOOT, OF_MEAN
 
 if TYPE_CHECKING:
     from probes.subject import Subject
@@ -142,6 +142,7 @@ def _pooled(values: Floats, tokens: Floats, edges: NDArray[np.intp]) -> Floats:
     question="How sure is each checkpoint's router of its choice, on the fixed tokens?",
     reads="checkpoint",
     needs=("router_probs", "expert_ids"),
+    version=2,
 )
 def confidence_fixed(source: Source | Subject, *, n_boot: int = BOOT, seed: int = 0) -> xr.Dataset:
     """How sure the routers are of their choice on the fixed tokens, layer by layer.
@@ -188,7 +189,7 @@ def _of(routing: Routing, n_boot: int, seed: int) -> xr.Dataset:
     for suffix in ("", "_low", "_high"):
         found[f"logit_rms{suffix}"] = ("layer", np.sqrt(found.pop(f"logit_square{suffix}")[1]))
     interval = (
-        f"95 %, bootstrap over {len(tokens.starts)} {tokens.blocks_are} (expanded percentile): "
+        f"95 %, bootstrap over {len(tokens.starts)} {tokens.blocks_are} ({OF_MEAN}): "
         "other text of the same kind, same checkpoint"
     )
     result = routing.result(found, {}).assign_attrs(near_tie_logits=NEAR_TIE_LOGITS)

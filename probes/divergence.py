@@ -31,7 +31,7 @@ from probes.caption import Caption, captioned
 from probes.inputs.routing import RecordedRouting, Routing, is_subject, routing_of, stacked
 from probes.registry import probe
 from probes.source import Source
-from probes.statistics.resample import BOOT, bootstrap_weights, percentile_interval
+from probes.statistics.resample import BOOT, OF_MEAN, bootstrap_weights, percentile_interval
 from workbench.errors import SchemaError, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ TINY = np.float32(1e-38)
     question="How far did the routers' probabilities move since another checkpoint?",
     reads="pair",
     needs=("router_probs", "expert_ids"),
+    version=2,
 )
 def divergence(
     source: Source | Subject,
@@ -138,17 +139,13 @@ def _between(now: Routing, then: Routing, weight: float, n_boot: int, seed: int)
     point, chance, relative = _measures(sums, tokens.block_sizes, np.ones((1, blocks)))
     columns = {"divergence": point[0], "relative": relative[0]}
     ends: dict[str, Floats] = {"chance": chance[0]}
-    if blocks > 1:
-        draws = _measures(sums, tokens.block_sizes, bootstrap_weights(blocks, n_boot, seed))
-        for name, drawn in (("divergence", draws[0]), ("relative", draws[2])):
-            low, high = percentile_interval(drawn, blocks)
-            ends[f"{name}_low"] = np.fmin(low, columns[name])
-            ends[f"{name}_high"] = np.fmax(high, columns[name])
-    else:
-        undefined = np.full_like(chance[0], np.nan)
-        ends |= {f"{name}{end}": undefined for name in columns for end in ("_low", "_high")}
+    draws = _measures(sums, tokens.block_sizes, bootstrap_weights(blocks, n_boot, seed))
+    for name, drawn in (("divergence", draws[0]), ("relative", draws[2])):
+        low, high = percentile_interval(drawn, blocks, within=(0, np.inf))
+        ends[f"{name}_low"] = np.minimum(low, columns[name])
+        ends[f"{name}_high"] = np.maximum(high, columns[name])
     interval = (
-        f"95 %, bootstrap over {blocks} {tokens.blocks_are} (expanded percentile): other text of "
+        f"95 %, bootstrap over {blocks} {tokens.blocks_are} ({OF_MEAN}): other text of "
         "the same kind, same checkpoints"
     )
     what = "weighted Jensen-Shannon divergence of p from the reference checkpoint's"

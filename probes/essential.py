@@ -27,7 +27,12 @@ import numpy as np
 import xarray as xr
 
 from probes.registry import probe
-from probes.statistics.resample import Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import (
+    NOT_OF_MEAN,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +82,10 @@ def basis(result: xr.Dataset) -> xr.Dataset:
     row = result["row"].transpose(..., "feature").values
     row = row[0] if row.ndim == 2 else row
     low, high, rows = _explained_interval(moved, row, count)
-    about = f"95 %, bootstrap over {rows} rows of text: other text of this kind, same checkpoints"
+    about = (
+        f"95 %, bootstrap over {rows} rows of text ({NOT_OF_MEAN}): other text of this kind, same "
+        "checkpoints"
+    )
     exact = "exact on these tokens: the axes would turn with others"
     share = {"units": "1", "long_name": "share of the movement along the component",
              "interval": about}  # fmt: skip
@@ -86,8 +94,8 @@ def basis(result: xr.Dataset) -> xr.Dataset:
             "score": (("checkpoint", "component"), score, {
                 "units": "nats", "long_name": "position along the component", "interval": exact}),
             "explained": ("component", shares, share),
-            "explained_low": ("component", np.fmin(low, shares), share),
-            "explained_high": ("component", np.fmax(high, shares), share),
+            "explained_low": ("component", np.minimum(low, shares), share),
+            "explained_high": ("component", np.maximum(high, shares), share),
             "loading": (("component", "feature"), right[:count] * sign[:, None], {
                 "units": "1", "long_name": "direction of the component", "interval": exact}),
             "centre": ("feature", centre, {
@@ -110,7 +118,7 @@ def _explained_interval(moved: Floats, row: np.ndarray, count: int) -> tuple[Flo
     values = np.linalg.eigvalsh(np.tensordot(weights, grams, 1))[:, ::-1].clip(0)
     total = values.sum(axis=1, keepdims=True)
     shares = np.divide(values, total, out=np.full(values.shape, np.nan), where=total > 0)
-    low, high = percentile_interval(shares[:, :count], rows)
+    low, high = percentile_interval(shares[:, :count], rows, of_mean=False)
     return low, high, rows
 
 
@@ -120,6 +128,7 @@ def _explained_interval(moved: Floats, row: np.ndarray, count: int) -> tuple[Flo
     reads="checkpoint",
     needs=("next_logprob",),
     finish=basis,
+    version=2,
 )
 def essential(subject: Subject, *, entries: int = 0, seed: int = 0) -> xr.Dataset:
     """One checkpoint's point: its log-probabilities on the fixed tokens. `basis` fits the rest.

@@ -239,7 +239,9 @@ def extrapolated_exposure(
     weights = bootstrap_weights(len(z), n_boot, seed)
     at = (-own - centre) / spread
     value = _tail_bits(_moments(ones, z), at, bits)[0]
-    low, high = percentile_interval(_tail_bits(_moments(weights, z), at, bits), len(z))
+    low, high = percentile_interval(
+        _tail_bits(_moments(weights, z), at, bits), len(z), of_mean=False
+    )
     shape, loc, scale = (p[0] for p in _skew_normal(_moments(ones, z)))
     fit_p = stats.kstest(z, stats.skewnorm(shape, loc, scale).cdf).pvalue
     return (float(value), float(min(low, value)), float(max(high, value))), float(fit_p)

@@ -28,7 +28,13 @@ from torch import Tensor, nn
 
 from model.lm import MoELM
 from probes.registry import probe
-from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import (
+    BOOT,
+    OF_MEAN,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +51,7 @@ NORMS = ("norm", "norm_f", "ln_f", "final_layernorm", "final_layer_norm")
     question="From which layer on is the next token readable?",
     reads="checkpoint",
     needs=("resid_post", "next_logprob"),
+    version=2,
 )
 def logit_lens(subject: Subject, *, n_boot: int = BOOT, seed: int = 0) -> xr.Dataset:
     """Log-probability of the next token and agreement with the last layer, per layer.
@@ -77,7 +84,10 @@ def logit_lens(subject: Subject, *, n_boot: int = BOOT, seed: int = 0) -> xr.Dat
     _same_output(logprob[-1], subject["next_logprob"].numpy())
     rows = int(row.max()) + 1
     weights = bootstrap_weights(rows, n_boot, seed)
-    interval = f"95 %, bootstrap over {rows} rows of text: other text of this kind, same checkpoint"
+    interval = (
+        f"95 %, bootstrap over {rows} rows of text ({OF_MEAN}): other text of this kind, same "
+        "checkpoint"
+    )
     about: dict[str, tuple[Floats, str, str, float]] = {
         "logprob": (logprob, "nats", "log-probability of the next token", -float(np.log(vocab))),
         "agreement": (agrees, "1", "first choice is that of the last layer", 1 / vocab),
@@ -85,7 +95,9 @@ def logit_lens(subject: Subject, *, n_boot: int = BOOT, seed: int = 0) -> xr.Dat
     variables: dict[str, Any] = {}
     for name, (values, units, meaning, chance) in about.items():
         attrs = {"units": units, "long_name": meaning, "chance_level": chance, "interval": interval}
-        for end, found in zip(("", "_low", "_high"), _means(values, row, weights), strict=True):
+        within = (0.0, 1.0) if name == "agreement" else (-np.inf, 0.0)
+        bounds = _means(values, row, weights, within)
+        for end, found in zip(("", "_low", "_high"), bounds, strict=True):
             variables[name + end] = ("layer", found, attrs)
     attrs = {"n": rows, "n_meaning": "rows of text", "tokens": len(row), "interval": interval}
     return xr.Dataset(variables, {"layer": np.arange(len(streams))}, attrs)
@@ -150,11 +162,14 @@ def _same_output(read: Floats, model: Floats) -> None:
         )
 
 
-def _means(values: Floats, row: np.ndarray, weights: Floats) -> tuple[Floats, Floats, Floats]:
+def _means(
+    values: Floats, row: np.ndarray, weights: Floats, within: tuple[float, float]
+) -> tuple[Floats, Floats, Floats]:
     """Mean over the tokens that have a value, with the bootstrap over rows."""
     in_row = (row[:, None] == np.arange(weights.shape[1])).astype(np.float64)
     there = ~np.isnan(values)
     mass, sums = there @ in_row, np.where(there, values, 0.0) @ in_row
     mean = sums.sum(1) / mass.sum(1)
-    low, high = percentile_interval((weights @ sums.T) / (weights @ mass.T), weights.shape[1])
-    return mean, np.fmin(low, mean), np.fmax(high, mean)
+    draws = (weights @ sums.T) / (weights @ mass.T)
+    low, high = percentile_interval(draws, weights.shape[1], within=within)
+    return mean, np.minimum(low, mean), np.maximum(high, mean)

@@ -99,7 +99,7 @@ def ratio(layers: list[Tensor], row: np.ndarray) -> tuple[Floats, Floats, Floats
         without = np.where((squared_without > 0) & (without > 0), without, np.nan)
         low, high = jackknife_interval(np.log(value), np.log(without))
     # 1 is the least there can be.
-    return value, np.fmax(np.exp(low), 1.0), np.exp(high)
+    return value, np.maximum(np.exp(low), 1.0), np.exp(high)
 
 
 def _plain(x_ND: Tensor) -> float:

@@ -113,6 +113,7 @@ def router_transplant(
     "router-transplant",
     question="Is it the routing that was learned, or what is routed to?",
     reads="checkpoints",
+    version=2,
 )
 def router_transplant_of_run(
     checkpoints: Sequence[Checkpoint],

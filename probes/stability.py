@@ -29,7 +29,13 @@ from numpy.typing import NDArray
 
 from probes.registry import probe
 from probes.source import Source, group_of
-from probes.statistics.resample import BOOT, Floats, bootstrap_weights, percentile_interval
+from probes.statistics.resample import (
+    BOOT,
+    OF_MEAN,
+    Floats,
+    bootstrap_weights,
+    percentile_interval,
+)
 from workbench.errors import RunNotFound, SchemaError, UsageError
 
 BLOCK_TOKENS = 64
@@ -57,6 +63,7 @@ class Membership:
     question="How far has the routing settled to that of the final checkpoint?",
     reads="record",
     needs=("activations",),
+    version=2,
 )
 def saturation(
     source: Source, final: int | None = None, *, n_boot: int = BOOT, seed: int = 0
@@ -104,6 +111,7 @@ def saturation(
     question="How much of the routing changed since the checkpoint before?",
     reads="record",
     needs=("activations",),
+    version=2,
 )
 def churn(source: Source, *, n_boot: int = BOOT, seed: int = 0) -> xr.Dataset:
     """How much of the routing changed since the checkpoint before.
@@ -172,13 +180,13 @@ def agreement(
         return overlap, chance, kappa
 
     overlap, chance, kappa = (m[0] for m in measure(np.ones((1, len(blocks)))))
-    low, high = percentile_interval(measure(weights)[2], len(blocks))
+    low, high = percentile_interval(measure(weights)[2], len(blocks), within=(-np.inf, 1.0))
     return {
         "overlap": overlap,
         "chance": chance,
         "kappa": kappa,
-        "kappa_low": np.fmin(low, kappa),
-        "kappa_high": np.fmax(high, kappa),
+        "kappa_low": np.minimum(low, kappa),
+        "kappa_high": np.maximum(high, kappa),
     }
 
 
@@ -263,7 +271,7 @@ def _described(
     dims = ("checkpoint", "layer")
     interval = (
         f"95 %, bootstrap over {len(routing.starts)} blocks of about {routing.block_tokens} "
-        "contiguous tokens (expanded percentile): other text, same training run"
+        f"contiguous tokens ({OF_MEAN}): other text, same training run"
     )
     result = xr.Dataset(
         {name: (dims, np.stack([row[name] for row in rows])) for name in meanings},

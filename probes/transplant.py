@@ -39,7 +39,7 @@ from probes.caption import Caption, captioned
 from probes.exam import Exam
 from probes.inputs.items import MEASURES, Measure, items_of, values_of
 from probes.registry import probe
-from probes.statistics.resample import BOOT, Floats
+from probes.statistics.resample import BOOT, OF_MEAN, Floats
 from probes.statistics.shapley import ShapleyValues, shapley
 from probes.subject import Subject
 from probes.surgery.hybrid import Hybrid
@@ -140,6 +140,7 @@ def transplant(
     "transplant",
     question="Which part of the model did each capability come with?",
     reads="pair",
+    version=2,
 )
 def transplant_from_reference(
     subject: Subject,
@@ -218,7 +219,7 @@ def _of_task(
 
 def _described(result: xr.Dataset, measure: str, game: ShapleyValues) -> xr.Dataset:
     units, meaning = MEASURES[measure]
-    how = "Bonett-Price" if measure == "accuracy" else "bootstrap, expanded percentile"
+    how = "Bonett-Price" if measure == "accuracy" else f"bootstrap, {OF_MEAN}"
     sampled = "" if game.exact else f" and other orders ({2 * len(game.by_pair)} were sampled)"
     over_items = f"95 %, {how}: other items of the same kind{sampled}, same two checkpoints"
     none = "point estimate: the same items as shapley, whose interval tells how much they vary"

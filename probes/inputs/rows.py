@@ -14,21 +14,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
 from probes.statistics.resample import (
     BOOT,
-    CONFIDENCE,
+    FEW_UNITS,
     Floats,
     bootstrap_weights,
     percentile_interval,
+    student_bounds,
 )
 from probes.subject import ROWS_TOKENS, Subject
 from workbench.errors import UsageError
 
-FEW_ROWS = 10
-"""Under this many rows a bootstrap of their mean is too narrow, at two rows by half."""
+FEW_ROWS = FEW_UNITS
+"""Under this many rows the bounds of their mean are Student's t."""
 
 OVER_ROWS = (
     "95 %, bootstrap over rows (expanded percentile; Student's t under 10 rows): other texts like "
@@ -120,8 +120,7 @@ def mean_over_rows(
         if count < FEW_ROWS:
             left_over = np.where(there[:, at], flat[:, at] - mean[at], 0.0)
             se = np.sqrt((left_over**2).sum(axis=0) / (count - 1) / count)
-            half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * se
-            low[at], high[at] = mean[at] - half, mean[at] + half
+            low[at], high[at] = student_bounds(mean[at], se, int(count))
             continue
         weights = bootstrap_weights(len(flat), n_boot, seed)
         mass = weights @ there[:, at].astype(np.float64)

@@ -25,7 +25,8 @@ Floats = NDArray[np.float64]
 def block_mean(
     sums: Floats, sizes: Floats, n_boot: int, seed: int
 ) -> tuple[Floats, Floats, Floats]:
-    """(mean, low, high) over all tokens, 95 %, by bootstrap over blocks; one block: no bounds.
+    """(mean, low, high) over all tokens, 95 %, by bootstrap over blocks (Student's t under ten);
+    one block: no bounds.
 
     Args:
         sums: (block, ...), each summed over the block's tokens.
@@ -46,10 +47,8 @@ def block_mean(
         return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
     point = mean(np.ones((1, blocks)))[0]
-    if blocks < 2:
-        return point, np.full_like(point, np.nan), np.full_like(point, np.nan)
     low, high = percentile_interval(mean(bootstrap_weights(blocks, n_boot, seed)), blocks)
-    return point, np.fmin(low, point), np.fmax(high, point)
+    return point, np.minimum(low, point), np.maximum(high, point)
 
 
 def design_effect(counts: Floats, sizes: Floats, stratum: NDArray[np.intp]) -> Floats:

@@ -14,7 +14,8 @@ sampled   n_permutations / 2 pairs of orders, each with its reverse (antithetic:
           independent pairs.
 
 The interval is about other items of the same kind, with the sampling of orders on top where there
-is any: bootstrap over items and over pairs at once. Where an item's value is a right or wrong
+is any: bootstrap over items and over pairs at once (Student's t from fewer than ten items, no
+bounds from one). Where an item's value is a right or wrong
 answer, Bonett & Price's adjustment is used instead (one item more each way, of the size of the
 part's effects), since a bootstrap of answers that never change says [0, 0], which is not known.
 
@@ -116,7 +117,7 @@ class ShapleyValues:
             wider *= np.sqrt(pairs / (pairs - 1))
             draws_DM += wider * (weights_DP @ self.by_pair.mean(-1) - self.values)
         low, high = percentile_interval(draws_DM, items)
-        return np.stack([np.fmin(low, self.values), np.fmax(high, self.values)])
+        return np.stack([np.minimum(low, self.values), np.maximum(high, self.values)])
 
     def gap_interval(self, *, answers: bool = False, n_boot: int = BOOT, seed: int = 0) -> Floats:
         """(2,): 95 % bounds of the mean of every - none over items."""
