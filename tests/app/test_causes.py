@@ -7,6 +7,9 @@ import pytest
 import xarray as xr
 
 import workbench as wb
+from probes import registry
+from probes.examine import examine
+from probes.registry import probe
 from workbench.app import plots
 from workbench.app.causes import Causes, Emergent, causes, emergent
 from workbench.app.report import render
@@ -77,27 +80,59 @@ def test_what_was_found_is_drawn_and_told_in_the_report(study):
     assert "experts +0.40" in render(study)
 
 
+@pytest.fixture
+def forgotten():
+    """What is marked in a test is not known to the next."""
+    registry.names()
+    before = dict(registry._KNOWN)
+    yield
+    registry._KNOWN.clear()
+    registry._KNOWN.update(before)
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_hostile_names_in_kept_results_are_text(planted_run):
     evil = "<script>alert(1)</script>"
+
+    @probe("evil-probe", question=evil, reads="record")
+    def bad(source):
+        return xr.Dataset(
+            {"x": (("checkpoint", "label"), np.ones((2, 2)), {"units": evil, "long_name": evil})},
+            coords={"checkpoint": [10, 20], "label": [evil, "b"]},
+        )
+
     run = wb.open_run(planted_run("evil", arms=False))
-    ds = xr.Dataset(
-        {"x": (("checkpoint", "label"), np.ones((2, 2)), {"units": evil, "long_name": evil})},
-        coords={"checkpoint": [10, 20], "label": [evil, "b"]},
-        attrs={"branch": "main", "question": evil},
-    )
-    run.results.fetch("evil-probe", 1, {"checkpoints": [1]}, lambda: ds)
+    examine(run, "evil-probe")
     study = Study(run, n_boot=50)
-    section = others(study)
-    assert any(isinstance(block, Picture) for block in section.blocks)
+    assert any(isinstance(block, Picture) for block in others(study).blocks)
     page = render(study)
     assert "<script>alert" not in page
     assert "Evil-probe" in page
 
 
+@pytest.mark.usefixtures("forgotten")
 def test_a_kept_result_that_cannot_be_drawn_costs_no_report(planted_run):
+    @probe("odd", question="When?", reads="record")
+    def odd(source):
+        return xr.Dataset({"t": ((), "then")}, attrs={"left_out": "nothing"})
+
     run = wb.open_run(planted_run("odd", arms=False))
-    moment = xr.Dataset({"t": ((), np.datetime64("2026-01-01", "ns"))})
-    run.results.fetch("odd", 1, {"checkpoints": [1]}, lambda: moment)
+    examine(run, "odd")
     study = Study(run, n_boot=50)
     assert others(study).blocks
     assert "What other probes measured" in render(study)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_each_branch_shows_its_own_result_of_a_probe(two_arm_run):
+    @probe("ends", question="Where does it end?", reads="record")
+    def ends(source):
+        return xr.Dataset({"end": ((), float(source.last_step), {"units": "steps"})})
+
+    for branch in ("continue", "curriculum"):
+        examine(wb.open_run(two_arm_run, branch), "ends")
+    study = Study(wb.open_run(two_arm_run), n_boot=50)
+    titles = [b.caption.title for b in others(study).blocks if isinstance(b, Picture)]
+    assert [t for t in titles if t.startswith("Ends")] == [
+        "Ends (continue): end", "Ends (curriculum): end",
+    ]  # fmt: skip

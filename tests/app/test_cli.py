@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.app.cli import main
+from workbench.app.cli import commands, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +49,20 @@ def test_help_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_command_that_the_code_speaks_of_is_there_with_its_options():
+    for file in (*ROOT.glob("workbench/**/*.py"), *ROOT.glob("probes/**/*.py")):
+        for said in re.findall(r"`workbench ((?!_)[^`]*)`", file.read_text()):
+            words = re.sub(r'"\s*\n\s*f?"', "", said).split()
+            command = commands
+            while words and isinstance(command, click.Group) and words[0].isalpha():
+                assert words[0] in command.commands, f"{file.name}: workbench {said}"
+                command = command.commands[words.pop(0)]
+            options = {flag for p in command.params for flag in p.opts}
+            for word in words:
+                known = not word.startswith("--") or word in options
+                assert known, f"{file.name}: workbench {said}"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import xarray as xr
 import workbench as wb
 from probes import registry, subject
 from probes.registry import probe
-from workbench.app import cli
+from workbench.app import cli, probe_files
 from workbench.app.probe_text import as_plain, as_text, quantities
 
 
@@ -92,7 +92,8 @@ def test_one_result_can_be_written_as_a_file(ask, run_path, tmp_path, end):
     if end == ".csv":
         rows = list(csv.DictReader(out.read_text().splitlines()))
         assert len(rows) == 7 * 2
-        assert float(rows[0]["norm"]) > 0
+        assert {row["variable"] for row in rows} == {"norm"}
+        assert float(rows[0]["value"]) > 0
     elif end == ".nc":
         assert xr.open_dataset(out, engine="h5netcdf")["norm"].dims == ("checkpoint", "layer")
     else:
@@ -110,6 +111,9 @@ def test_one_result_can_be_written_as_a_file(ask, run_path, tmp_path, end):
         (["norms", "-o", "x.txt"], 2, ".csv, .json, .nc"),
         (["norms", "--branch", "elsewhere"], 3, "no branch 'elsewhere'"),
         (["weight-change", "--against", "later"], 2, "'final', 'first', 'previous', 'fork'"),
+        (["weight-change", "--against", "²"], 2, "'final', 'first', 'previous', 'fork'"),
+        (["weight-change", "--against", "9" * 5000], 2, "'final', 'first', 'previous', 'fork'"),
+        (["norms", "-o", "/proc/nope/x.csv"], 2, "cannot be written there"),
         (["norms", "--client", "tcp://127.0.0.1:1"], 2, "no scheduler answers"),
     ],
 )
@@ -118,6 +122,71 @@ def test_what_cannot_be_is_one_line_and_its_exit_code(ask, run_path, arguments, 
     assert (left, out) == (code, "")
     assert says in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("end", [".csv", ".json", ".nc"])
+def test_where_no_file_can_be_nothing_is_computed_and_nothing_is_left(
+    ask, run_path, tmp_path, monkeypatch, end
+):
+    monkeypatch.setattr(subject, "build_model", None)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").write_text("kept")
+    for place in (f"file/x{end}", f"{'x' * 300}{end}", "folder.csv", f"a\0b{end}"):
+        code, _, err = ask("probe", run_path, "norms", "-o", tmp_path / place)
+        assert (code, "cannot be written there" in err) == (2, True)
+    assert {p.name for p in tmp_path.iterdir()} == {"folder.csv", "file", "run"}
+
+
+def test_a_failed_probe_leaves_no_file_and_what_was_there_before(ask, run_path, tmp_path):
+    @probe("fails", question="What if?", reads="checkpoint")
+    def fails(subject):
+        raise ValueError("on purpose")
+
+    (tmp_path / "old.csv").write_text("old")
+    for name in ("old.csv", "new.csv"):
+        assert ask("probe", run_path, "fails", "-o", tmp_path / name)[0] == 1
+    assert (tmp_path / "old.csv").read_text() == "old"
+    assert {p.name for p in tmp_path.iterdir()} == {"old.csv", "run"}
+
+
+def test_what_netcdf_cannot_hold_is_told_and_leaves_no_file(ask, run_path, tmp_path):
+    @probe("odd", question="What if?", reads="record")
+    def odd(source):
+        return xr.Dataset({"x": 1.0}, attrs={"settings": {"a": None}})
+
+    code, _, err = ask("probe", run_path, "odd", "-o", tmp_path / "odd.nc")
+    assert (code, ".json holds everything" in err) == (2, True)
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+def test_the_table_has_one_row_a_value_with_its_bounds_beside():
+    ds = xr.Dataset(
+        {
+            "a": (("step", "expert"), [[1.0, 2.0], [3.0, float("nan")]], {"units": "nats"}),
+            "a_low": (("expert", "step"), [[0.0, 2.0], [1.0, 3.0]]),
+            "a_high": ("expert", [8.0, 9.0]),
+            "value": ("variable", ["x,\n", "y"]),
+            "total": ((), True),
+        },
+        coords={
+            "step": [10, 20],
+            "tokens": ("step", [100, 200]),
+            "when": np.datetime64("2020", "D"),
+        },
+    )
+    names, *rows = probe_files.long_rows(ds)
+    assert names == [
+        "variable", "step", "expert", "variable", "tokens", "when", "value", "low", "high", "unit"
+    ]  # fmt: skip
+    assert rows == [
+        ["a", 10, 0, "", 100, "2020-01-01", 1.0, 0.0, 8.0, "nats"],
+        ["a", 10, 1, "", 100, "2020-01-01", 2.0, 1.0, 9.0, "nats"],
+        ["a", 20, 0, "", 200, "2020-01-01", 3.0, 2.0, 8.0, "nats"],
+        ["a", 20, 1, "", 200, "2020-01-01", "", 3.0, 9.0, "nats"],
+        ["value", "", "", 0, "", "2020-01-01", "x,\n", "", "", ""],
+        ["value", "", "", 1, "", "2020-01-01", "y", "", "", ""],
+        ["total", "", "", "", "", "2020-01-01", True, "", "", ""],
+    ]
 
 
 def test_compare_tells_each_arm_against_the_baseline(ask, two_arm_run):

@@ -286,5 +286,5 @@ def kept_results(study: Study) -> list[tuple[str, str, xr.Dataset]]:
             newest[stored.probe, branch] = stored
     return [
         (name, branch, study.run.results.open(stored).assign_attrs(branch=branch))
-        for (name, branch), stored in newest.items()
+        for (name, branch), stored in sorted(newest.items())
     ]
