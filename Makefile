@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint lab format bench-train bench-capture bench-store gpu-check clean
+.PHONY: demo test test-fast lint lab format bench-train bench-capture bench-store bench-probes \
+	gpu-check clean
 
 # Pinned by constraints.txt, so that two machines run the same versions.
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +42,9 @@ bench-capture: $(READY)  ## what capture costs a step, beside what others do
 
 bench-store: $(READY)  ## writing and reading a record beside raw files, plain Zarr and HDF5
 	$(BIN)/python tests/benchmarks/store.py
+
+bench-probes: $(READY)  ## probes beside scikit-learn and a script that goes token by token; needs runs/demo
+	$(BIN)/python tests/benchmarks/probing.py --run runs/demo
 
 gpu-check:  ## on a GPU machine with torch, triton, numpy and pytest alone: make gpu-check PYTHON=python3
 	$(PYTHON) tests/gpu/check.py --into docs/measured

@@ -46,8 +46,8 @@ from probes.subject import Subject
 CHECKPOINTS = 20
 KEPT = ("ours", "loop", "apart", "differ", "ours_off", "loop_off")
 SOLVERS = {"ridge": ("auto",), "logistic": ("lbfgs", "newton-cg")}
-"""scikit-learn's. Of those that fit the same objective, newton-cholesky took 8 to 60 times as long
-at these sizes, sag and saga do not reach the tolerance; the faster one is the peer, by round."""
+"""scikit-learn's. Of those that fit the same objective newton-cholesky took from twice to over a
+hundred times as long at these sizes; the faster of the two is the peer, by round."""
 WAYS = {
     "ridge": ("ridge", np.float64, 0.0),
     "ridge, loop in float32": ("ridge", np.float32, 0.0),
