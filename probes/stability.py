@@ -5,10 +5,15 @@ Yields  overlap, chance, kappa, kappa_low, kappa_high (checkpoint, layer), dimen
         saturation against the final checkpoint, churn against the checkpoint before.
 
 overlap s = mean over tokens of |S_t ∩ S_u| / k.
-chance  e = sum_i q_i^t q_i^u / k with q_i = P(i in S): the overlap of two routings that share
-            their loads and nothing else. It is k/E only when the loads are equal.
+chance  e = k sum_i p_i^t p_i^u with p_i the share of all choices that went to i: the overlap of two
+            routings that share their loads and nothing else. It is k/E only when the loads are
+            equal.
 kappa   = (s - e) / (1 - e): 0 is chance, 1 is identical; undefined (NaN) where e = 1, a router
             that sends every token to the same k experts.
+
+Where assignments were dropped (an id of -1), nothing is known of them: with a and b the experts
+that a token kept at the two checkpoints, s = sum |S_t ∩ S_u| / sum min(a, b), what could be shared
+at most, and e = sum a b / sum min(a, b) * sum_i p_i^t p_i^u.
 
 The interval resamples stretches of text, not tokens: neighbouring tokens share their context, so
 resampling single tokens would pretend to more evidence than there is. It answers "on other text
@@ -162,16 +167,20 @@ def agreement(
     now: Membership, then: Membership, routing: _Routing, weights: Floats
 ) -> dict[str, Floats]:
     """Overlap, chance and kappa of two routings of the same tokens, per layer, with interval."""
-    k, blocks = routing.k, routing.starts
-    shared_TL = (now.chosen & then.chosen).sum(axis=-1)
-    shared_BL = np.add.reduceat(shared_TL, blocks, axis=0).astype(np.float64)
+    blocks = routing.starts
+    a_TL, b_TL = (x.chosen.sum(axis=-1, dtype=np.int64) for x in (now, then))
+    shared_BL, most_BL, pairs_BL = (
+        np.add.reduceat(x, blocks, axis=0).astype(np.float64)
+        for x in ((now.chosen & then.chosen).sum(axis=-1), np.minimum(a_TL, b_TL), a_TL * b_TL)
+    )
 
     def measure(weight: Floats) -> tuple[Floats, Floats, Floats]:
-        tokens = (weight @ routing.block_sizes)[:, None]
-        overlap = weight @ shared_BL / (tokens * k)
-        q_now = np.tensordot(weight, now.counts, 1) / tokens[..., None]
-        q_then = np.tensordot(weight, then.counts, 1) / tokens[..., None]
-        chance = (q_now * q_then).sum(axis=-1) / k
+        most = weight @ most_BL
+        overlap = _share(weight @ shared_BL, most)
+        in_now, in_then = (np.tensordot(weight, x.counts, 1) for x in (now, then))
+        all_pairs = in_now.sum(axis=-1) * in_then.sum(axis=-1)
+        meet = _share((in_now * in_then).sum(axis=-1), all_pairs)
+        chance = _share(weight @ pairs_BL, most) * meet
         room = 1 - chance
         # Where chance is 1 nothing can be learned from agreement: NaN, not a division by zero.
         kappa = np.divide(
@@ -188,6 +197,11 @@ def agreement(
         "kappa_low": np.minimum(low, kappa),
         "kappa_high": np.maximum(high, kappa),
     }
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    """NaN where there is nothing to have a share of: a layer that dropped every token."""
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
 class _Routing:
@@ -214,7 +228,6 @@ class _Routing:
             )
         self.block_tokens = max(1, min(BLOCK_TOKENS, self.tokens // FEWEST_BLOCKS))
         self.starts = self._block_starts(activations)
-        self.block_sizes = np.diff([*self.starts, self.tokens]).astype(np.float64)
         self.experts = int(self.ids.isel(checkpoint=-1).max()) + 1
 
     def _block_starts(self, activations: xr.Dataset) -> NDArray[np.intp]:
@@ -242,15 +255,19 @@ class _Routing:
 
     def membership(self, position: int) -> Membership:
         ids = self.ids.isel(checkpoint=position).values.astype(np.int64)
-        if ids.min() < 0:
+        kept = ids >= 0
+        if ids.min() < -1 or not kept.any():
             raise SchemaError(
-                f"expert_ids at step {self.steps[position]} has {ids.min()}, expected experts from "
-                "0: was this checkpoint captured?"
+                f"expert_ids at step {self.steps[position]} runs from {ids.min()} to {ids.max()}, "
+                "expected experts from 0, and -1 only where an assignment was dropped: was this "
+                "checkpoint captured?"
             )
         self.experts = max(self.experts, int(ids.max()) + 1)
-        chosen = np.zeros((*ids.shape[:2], self.experts), dtype=bool)
-        np.put_along_axis(chosen, ids, True, axis=-1)
-        if not (chosen.sum(axis=-1) == self.k).all():
+        # The dropped go to one place more, which is cut off.
+        wide = np.zeros((*ids.shape[:2], self.experts + 1), dtype=bool)
+        np.put_along_axis(wide, np.where(kept, ids, self.experts), True, axis=-1)
+        chosen = wide[..., : self.experts]
+        if not (chosen.sum(axis=-1) == kept.sum(axis=-1)).all():
             raise SchemaError(
                 f"expert_ids at step {self.steps[position]} names an expert twice for one token; "
                 f"expected {self.k} different ones."

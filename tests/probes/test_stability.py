@@ -1,5 +1,7 @@
 """Saturation and churn: planted agreement is recovered, beyond chance, with honest intervals."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -58,6 +60,63 @@ def test_with_one_expert_a_token_kappa_is_cohens():
     ids[1, :150] = ids[0, :150]
     want = cohen_kappa_score(ids[0].ravel(), ids[1].ravel())
     assert probes.saturation(routing(ids), n_boot=2)["kappa"][0].item() == pytest.approx(want)
+
+
+def by_the_formula_with_drops(now, then):
+    """(overlap, chance) of one layer, token by token; ids (token, k), -1: dropped."""
+    shared = most = pairs = 0
+    in_now, in_then = Counter(), Counter()
+    for a, b in zip(now, then, strict=True):
+        kept_a, kept_b = ({int(e) for e in ids if e >= 0} for ids in (a, b))
+        shared += len(kept_a & kept_b)
+        most += min(len(kept_a), len(kept_b))
+        pairs += len(kept_a) * len(kept_b)
+        in_now.update(kept_a)
+        in_then.update(kept_b)
+    meet = sum(n * in_then[e] for e, n in in_now.items()) / in_now.total() / in_then.total()
+    return shared / most, pairs / most * meet
+
+
+def dropped(ids, seed, share):
+    """Some assignments dropped, the same at every checkpoint."""
+    away = np.random.default_rng(seed).random(ids.shape[1:]) < share
+    return np.where(away, -1, ids)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.floats(0.05, 0.6))
+def test_dropped_assignments_are_left_out_as_in_a_plain_loop(seed, k, share):
+    ids = random_ids(seed, (2, 60, 2, k), 5)
+    ids[0] = np.where(np.random.default_rng(seed).random(ids[0].shape) < share, -1, ids[0])
+    ids[:, 0] = 0 if k == 1 else np.arange(k)
+    found = probes.churn(routing(ids), n_boot=2).isel(checkpoint=0)
+    for layer in range(2):
+        overlap, chance = by_the_formula_with_drops(ids[1, :, layer], ids[0, :, layer])
+        row = found.isel(layer=layer)
+        assert row["overlap"].item() == pytest.approx(overlap, abs=1e-12)
+        assert row["chance"].item() == pytest.approx(chance, abs=1e-12)
+        assert row["churn"].item() == pytest.approx(1 - overlap, abs=1e-12)
+
+
+def test_drops_alone_are_neither_churn_nor_agreement():
+    same = np.repeat(random_ids(0, (1, 60, 2, 2), 8), 2, axis=0)
+    same[1, ::3, :, 0] = -1
+    assert (probes.churn(routing(same))["churn"] == 0).all()
+    # Two routings that share only which tokens were dropped agree as by chance.
+    found = probes.churn(routing(dropped(random_ids(1, (2, 6000, 1, 2), 8), 2, 0.5)), n_boot=2)
+    assert abs(found["kappa"].item()) < 0.03
+
+
+def test_a_layer_that_dropped_every_token_has_no_overlap_and_a_checkpoint_that_did_is_refused():
+    ids = random_ids(0, (2, 60, 2, 2), 8)
+    ids[0, :, 1] = -1
+    found = probes.churn(routing(ids)).isel(checkpoint=0)
+    assert np.isfinite(found["kappa"][0])
+    assert np.isnan(found["kappa"][1])
+    assert np.isnan(found["overlap"][1])
+    ids[0] = -1
+    with pytest.raises(SchemaError, match="captured"):
+        probes.churn(routing(ids))
 
 
 def test_the_order_of_the_k_experts_does_not_matter():
