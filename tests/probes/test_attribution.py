@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,8 +213,14 @@ def saved(folder: Path, exam, steps=3):
     return subject, optimizer, model
 
 
+def without_training_text(monkeypatch):
+    # By its path the package's function of this name would be found, not the module.
+    module = sys.modules["probes.attribution"]
+    monkeypatch.setattr(module, "has_training_text", lambda checkpoint: False)
+
+
 def test_with_adam_the_influence_is_what_adams_own_step_does(tmp_path, monkeypatch):
-    monkeypatch.setattr("probes.attribution.has_training_text", lambda checkpoint: False)
+    without_training_text(monkeypatch)
     exam = taught_exam()
     subject, optimizer, model = saved(tmp_path, exam)
     found = attribution(subject, preconditioner="adam")
@@ -236,7 +243,7 @@ def test_with_adam_the_influence_is_what_adams_own_step_does(tmp_path, monkeypat
 def test_before_adams_first_step_there_is_no_influence_and_the_sum_leaves_it_out(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("probes.attribution.has_training_text", lambda checkpoint: False)
+    without_training_text(monkeypatch)
     exam = taught_exam()
     start, later = (saved(tmp_path / str(n), exam, n)[0] for n in (0, 2))
     each = [attribution(s, preconditioner="adam") for s in (start, later)]
