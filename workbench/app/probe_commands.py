@@ -18,8 +18,6 @@ import click
 from workbench.app.echo import echo
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from workbench.run import Run
     from workbench.window import Window
 
@@ -102,23 +100,24 @@ def probe_command(
     from probes.examine import examine
     from probes.registry import find
     from workbench import open_run
+    from workbench.app.probe_files import ResultFile
     from workbench.errors import UsageError
 
-    if out is not None and (len(names) > 1 or out.suffix not in WRITERS):
-        raise UsageError(f"-o {out}: expected one probe and a file {', '.join(WRITERS)}.")
+    if out is not None and len(names) > 1:
+        raise UsageError(f"-o {out}: expected one probe, found {len(names)}.")
     params = _params(settings)
     for name in names:
         find(name)  # refused before anything is computed
     source = _source(open_run(run, branch), last, start, stop, at_most)
+    file = ResultFile(out) if out is not None else None  # likewise
     with _client(workers, client) as dask:
         found = examine(
             source, *names, params=params,
-            against=int(against) if against.isdigit() else against, client=dask, keep=not no_keep,
+            against=_against(against), client=dask, keep=not no_keep,
             progress=not as_json, device=_device(device), skip_broken=skip_broken,
         )  # fmt: skip
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[out.suffix](found[names[0]], out)
+    if file is not None:
+        file.write(found[names[0]])
     if as_json:
         from workbench.app.probe_text import as_plain
 
@@ -180,6 +179,12 @@ def _source(
     return every.chosen(places)
 
 
+def _against(said: str) -> Any:
+    """A step where it is written as one; anything else is judged by who knows the words."""
+    plain = said.isascii() and said.isdigit() and len(said) <= 18
+    return int(said) if plain else said
+
+
 def _device(name: str) -> str:
     from model.training.loop import pick_device
 
@@ -215,28 +220,3 @@ def _client(workers: int | None, address: str | None) -> Iterator[Any]:
     )
     with cluster, distributed.Client(cluster) as client:
         yield client
-
-
-def _csv(ds: xr.Dataset, out: Path) -> None:
-    ds.to_dataframe().to_csv(out)
-
-
-def _json(ds: xr.Dataset, out: Path) -> None:
-    from workbench.app.probe_text import as_plain
-
-    out.write_text(json.dumps(as_plain(ds)))
-
-
-def _netcdf(ds: xr.Dataset, out: Path) -> None:
-    from importlib.util import find_spec
-
-    from workbench.errors import UsageError
-
-    if find_spec("h5netcdf") is None:
-        raise UsageError(
-            f"-o {out}: needs h5netcdf: pip install 'training-dynamics-workbench[export]'."
-        )
-    ds.to_netcdf(out, engine="h5netcdf")
-
-
-WRITERS = {".csv": _csv, ".json": _json, ".nc": _netcdf}
