@@ -5,8 +5,8 @@ Needs   a Study; to compute, the run's checkpoints.
 Yields  `emergent`, which capability that is; Causes: transplant, lead-lag, lesion, attribution of
         it, or why there is none.
 
-Models are only loaded where that is asked for (`workbench why RUN`, the demo): a report of a large
-run shows what is kept and says how to get the rest.
+Models are only loaded where that is asked for (`workbench report RUN --causes`, the demo): a report
+of a large run shows what is kept and says how to get the rest.
 """
 
 from __future__ import annotations
