@@ -359,7 +359,15 @@ def build_model(checkpoint: Checkpoint) -> nn.Module:
 
     if json.loads((path / "config.json").read_text()).get("model_type") == "dbrx":
         return load_hf(path)
-    loaded: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=False
-    )
+    def without_bar(bar: Any, args: Any, settings: Any) -> Any:
+        return bar(*args, **{**settings, "disable": True})
+
+    # One bar for each checkpoint would drown the runner's own.
+    before = transformers.utils.logging.set_tqdm_hook(without_bar)
+    try:
+        loaded: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)
     return loaded
