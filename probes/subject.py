@@ -359,6 +359,7 @@ def build_model(checkpoint: Checkpoint) -> nn.Module:
 
     if json.loads((path / "config.json").read_text()).get("model_type") == "dbrx":
         return load_hf(path)
+
     def without_bar(bar: Any, args: Any, settings: Any) -> Any:
         return bar(*args, **{**settings, "disable": True})
 
