@@ -48,9 +48,9 @@ def weight_change(subject: Subject, reference: Subject) -> xr.Dataset:
         reference: a; of the same architecture.
 
     Returns:
-        Dataset: change and reference_norm (part) with coordinates kind and layer (-1: in no block,
-        or in all); expert_change (layer, expert) where the model has experts, NaN in blocks without
-        any; tensor_change (tensor).
+        Dataset: change and reference_norm (part) with coordinates kind and layer_of_part (-1: in no
+        block, or in all); expert_change (layer, expert) where the model has experts, NaN in blocks
+        without any; tensor_change (tensor).
 
     Raises:
         UsageError: the two are not the same architecture.

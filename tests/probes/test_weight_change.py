@@ -118,3 +118,9 @@ def test_two_architectures_have_no_distance():
     other = Subject(MoELM(replace(TINY, d_mlp=4), seed=0), EXAM)
     with pytest.raises(UsageError, match="W_gate_in"):
         weight_change(pair()[0], other)
+
+
+def test_every_coordinate_is_named_where_the_result_is_described():
+    said = " ".join(weight_change.__doc__.split())
+    for name, coord in weight_change(*pair()).coords.items():
+        assert f"({name})" in said or f" {name} " in said or f", {name})" in said, (name, coord)
