@@ -31,6 +31,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probes.inputs.finite import check_logits
 from probes.inputs.rows import mean_over_rows
 from probes.registry import probe
 from probes.statistics.resample import BOOT
@@ -201,6 +202,7 @@ def _asked(subject: Subject, tokens_BP: Tensor) -> Iterator[Tensor]:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         output = model(tokens_BP.to(next(model.parameters()).device), output_attentions=True)
+    check_logits(output.logits, subject, model)
     found = [a for a in output.attentions or () if a is not None]
     if not found:
         raise UsageError(f"{type(model).__name__} gives no attention patterns, even when asked.")

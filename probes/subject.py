@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from model.evaluation import Scores, choice_logprobs, scores_of
 from model.lm import MoELM
 from probes.exam import Exam
+from probes.inputs.finite import check_logits, check_site, is_number, not_finite
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.adapters.router_site import Reading, RouterSite, probabilities
 from workbench.checkpoints import Checkpoint
@@ -134,11 +135,15 @@ class Subject:
         return self.exam.labels
 
     def logits(self, tokens: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Logits (row, pos, vocab) of a forward, without gradients."""
+        """Logits (row, pos, vocab) of a forward, without gradients.
+
+        Raises:
+            UsageError: logits that are no numbers: a checkpoint that diverged.
+        """
         device = next((model or self.model).parameters()).device
         with torch.no_grad():
             output = (model or self.model)(tokens.to(device))
-        return getattr(output, "logits", output)
+        return check_logits(getattr(output, "logits", output), self, model)
 
     # Its parts
 
@@ -192,7 +197,9 @@ class Subject:
         """Log-probability of every choice of every item (choice,), nats; `exam.items` says whose
         each is (item_of, is_right).
         """
-        return choice_logprobs(model or self.model, self._items())
+        found = choice_logprobs(model or self.model, self._items())
+        check_logits(torch.from_numpy(found), self, model)
+        return found
 
     def _items(self) -> Any:
         if self.exam.items is None:
@@ -210,6 +217,7 @@ class Subject:
         rows = max(1, ROWS_TOKENS // tokens_BP.shape[1])
         device = next(self.model.parameters()).device
         handles = [h for c in collectors for h in c.attach()]
+        numbers = True
         try:
             with torch.no_grad():
                 for first in range(0, len(tokens_BP), rows):
@@ -218,31 +226,38 @@ class Subject:
                     logits = getattr(output, "logits", output)
                     for collector in collectors:
                         collector.after(part_BP, logits)
+                    numbers = numbers and is_number(logits)
         finally:
             for handle in handles:
                 handle.remove()
-        for name, collector in zip(wanted, collectors, strict=True):
-            self._sites[name] = collector.take()
+        found = {name: c.take() for name, c in zip(wanted, collectors, strict=True)}
+        for name, site in found.items():
+            check_site(site, name, self)
+        if not numbers:
+            raise not_finite(self, "logits")
+        self._sites |= found
 
 
 class _Routing:
     """expert_ids or router_probs of every layer."""
 
-    def __init__(self, routers: list[RouterSite], name: str) -> None:
-        self.routers, self.name = routers, name
-        self.seen: list[list[Tensor]] = [[] for _ in routers]
+    def __init__(self, subject: Subject, name: str) -> None:
+        self.subject, self.routers, self.name = subject, subject.routers, name
+        self.seen: list[list[Tensor]] = [[] for _ in self.routers]
 
     def attach(self) -> list[Any]:
         return [
             handle
-            for seen, router in zip(self.seen, self.routers, strict=True)
-            for handle in router.attach(partial(self._see, seen, router))
+            for layer, (seen, router) in enumerate(zip(self.seen, self.routers, strict=True))
+            for handle in router.attach(partial(self._see, layer, seen, router))
         ]
 
-    def _see(self, seen: list[Tensor], router: RouterSite, reading: Reading) -> None:
-        ids = self.name == "expert_ids"
-        shown = reading.ids_TK.long() if ids else probabilities(reading.logits_TE, router.scores)
-        seen.append(shown.cpu())
+    def _see(self, layer: int, seen: list[Tensor], router: RouterSite, reading: Reading) -> None:
+        shown = probabilities(reading.logits_TE, router.scores)
+        if not torch.isfinite(shown).all():
+            # NaN has a top-k too, but nothing was chosen.
+            raise not_finite(self.subject, f"router probabilities, layer {layer},")
+        seen.append((reading.ids_TK.long() if self.name == "expert_ids" else shown).cpu())
 
     def after(self, tokens_BP: Tensor, logits: Tensor) -> None: ...
 
@@ -305,7 +320,7 @@ def _see_output(seen: list[Tensor], module: nn.Module, inputs: Any, output: Any)
 
 def _collector(subject: Subject, name: str) -> Any:
     if name in ("expert_ids", "router_probs"):
-        return _Routing(subject.routers, name)
+        return _Routing(subject, name)
     if name in ("logits", "next_logprob"):
         return _Output(name)
     modules = getattr(subject.model, "mod_dict", None) or dict(subject.model.named_modules())

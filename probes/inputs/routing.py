@@ -156,10 +156,18 @@ class Routing:
         """(layer, token, expert).
 
         Raises:
-            SchemaError: they were not recorded.
+            SchemaError: they were not recorded, or are no numbers where a token chose experts.
         """
         if self.probs is None:
             raise SchemaError("activations lacks router_probs; record it, or probe checkpoints.")
+        broken = ~np.isfinite(self.probs).all(axis=-1) & (self.ids >= 0).any(axis=-1)
+        if broken.any():
+            layer = int(self.layers[np.argwhere(broken)[0, 0]])
+            raise SchemaError(
+                f"router_probs at step {self.step}, layer {layer}, hold values that are no numbers "
+                f"for {broken.sum()} tokens: was it captured, or had the run diverged? Leave this "
+                "checkpoint out."
+            )
         return self.probs
 
     def result(self, variables: dict[str, Any], coords: dict[str, Any]) -> xr.Dataset:

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from model.attention import rotary_tables
 from model.block import Block
 from model.lm import MoELM
+from probes.inputs.finite import is_number
 from probes.statistics.resample import Floats
 from workbench.capture.adapters.find import find_routers
 from workbench.capture.adapters.router_site import Show
@@ -219,8 +220,7 @@ class _Ours:
         self.seen = []
 
     def _logits(self, x_UD: Tensor) -> Tensor:
-        logits: Tensor = self.model.unembed(self.model.ln_final(x_UD))
-        return logits
+        return _numbers(self.model.unembed(self.model.ln_final(x_UD)))
 
     def used(self, layer: int, asked: _Asked) -> NDArray[np.int64]:
         chosen_BPE = F.one_hot(self.seen[layer].ids_BPK, self.experts).sum(-2)
@@ -307,7 +307,7 @@ class _Other:
     def _logits(self, tokens_BP: Tensor) -> Tensor:
         output = self.model(tokens_BP)
         logits: Tensor = getattr(output, "logits", output)
-        return logits.flatten(0, 1)
+        return _numbers(logits.flatten(0, 1))
 
     def intact(self, asked: _Asked) -> Floats:
         ids: list[list[Tensor]] = [[] for _ in self.routers]
@@ -380,3 +380,12 @@ def _experts_beside(model: nn.Module, router: str) -> tuple[nn.Module, tuple[int
         f"with (hidden states, top_k_index, top_k_weights); its single experts cannot be told "
         f"apart. Load the checkpoint as a MoELM (model.hf.load_hf) or as a Hugging Face model."
     )
+
+
+def _numbers(logits: Tensor) -> Tensor:
+    if not is_number(logits):
+        raise UsageError(
+            "logits are not finite, expected numbers. Look at the loss of this checkpoint and "
+            "leave it out."
+        )
+    return logits
