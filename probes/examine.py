@@ -16,8 +16,8 @@ from typing import Any
 
 import xarray as xr
 
-from probes.exam import Exam
 from probes import registry
+from probes.exam import Exam
 from probes.registry import find
 from probes.running.one_pass import Order
 from probes.running.series import Against, Series, weights_of

@@ -68,6 +68,7 @@ METHODS = ("logistic", "ridge")
     question="What can a linear classifier read off the residual stream of each layer?",
     reads="checkpoint",
     needs=("resid_post", "expert_ids"),
+    version=2,
 )
 def linear_probes(
     subject: Subject,
@@ -266,7 +267,7 @@ def _measured(
         else:
             value = wanted[name][0]
             low, high = percentile_interval(wanted[name][1:], rows)
-            low, high = np.fmin(low, value), np.fmax(high, value)
+            low, high = np.minimum(low, value), np.maximum(high, value)
         for end, values in zip(("", "_low", "_high"), (value, low, high), strict=True):
             chance_level = "variable `chance`, per label" if name == "accuracy" else 0.0
             attrs = {

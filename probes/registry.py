@@ -114,6 +114,7 @@ def probe(
     Example:
         >>> @probe("router-norm", question="How large are the routers?", reads="checkpoint")
         ... def router_norm(subject):
+        ...     "Frobenius norm of each layer's router."
         ...     norms = [w.norm().item() for w in subject.router_weights]
         ...     return xr.Dataset({"norm": ("layer", norms, {"units": "1"})})
         >>> find("router-norm").reads

@@ -8,8 +8,8 @@ Yields  JSON of medians and spreads on stdout, or in a folder.
 Linear probes are held against a scikit-learn loop that does the same cross-validated fits, the
 routing set against a script that goes token by token; both are asserted to give the same numbers.
 One pass for many probes is held against a pass for each. Peak memory is that of a fresh process
-that examines 5, 10 or 20 checkpoints. (The file is not called probes.py: a script's folder comes first
-on the path, and it would hide the package.)
+that examines 5, 10 or 20 checkpoints. (The file is not called probes.py: a script's folder comes
+first on the path, and it would hide the package.)
 """
 
 from __future__ import annotations
