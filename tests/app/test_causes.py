@@ -14,6 +14,7 @@ from workbench.app import plots
 from workbench.app.causes import Causes, Emergent, causes, emergent
 from workbench.app.report import render
 from workbench.app.report.blocks import Missing, Picture
+from workbench.app.report.stretch import drift_table
 from workbench.app.report.why import others, why
 from workbench.app.study import Study
 from workbench.errors import RunNotFound
@@ -136,3 +137,17 @@ def test_each_branch_shows_its_own_result_of_a_probe(two_arm_run):
     assert [t for t in titles if t.startswith("Ends")] == [
         "Ends (continue): end", "Ends (curriculum): end",
     ]  # fmt: skip
+
+
+def test_the_loads_drift_is_told_by_arm_and_layer_and_its_shares_sum_to_one(tiny_run):
+    study = Study(wb.open_run(tiny_run), n_boot=20)
+    table = drift_table(study)
+    assert {(row[0], row[1]) for row in table.rows} == {
+        (arm, layer) for arm in ("continue", "curriculum") for layer in (0, 1)
+    }
+    for _, _, moved, *shares in table.rows:
+        assert moved > 0
+        assert sum(shares) == pytest.approx(1)
+    # The arm that went on with the same mix has no drift by the mix, that with another has.
+    by_mix = {arm: [abs(r[3]) for r in table.rows if r[0] == arm] for arm in study.drifts}
+    assert max(by_mix["continue"]) < 0.3 < max(by_mix["curriculum"])

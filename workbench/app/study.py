@@ -192,6 +192,19 @@ class Study:
         return self._each("report cards", lambda arm: report_cards(arm, n_boot=self.n_boot))
 
     @cached_property
+    def drifts(self) -> dict[str, xr.Dataset]:
+        """(checkpoint, layer, expert) drift of the load over the final stretch by arm, from the
+        checkpoint before the one that it sets out from: around that the old mix still flows.
+        """
+        return self._each("load drift", self._drift)
+
+    def _drift(self, arm: Run) -> xr.Dataset:
+        before = [s for s in arm.activations["checkpoint"].values if s < self.final_start]
+        if not before:
+            raise RunNotFound("no checkpoint before the final stretch was read on fixed tokens.")
+        return probes.drift(arm.window(start=int(before[-1]) - 1), against="first")
+
+    @cached_property
     def differences(self) -> dict[str, xr.Dataset]:
         """Arm -> (checkpoint, task) difference of it less the baseline."""
         found = {}

@@ -20,7 +20,7 @@ from workbench.app import plots
 from workbench.app.report.blocks import Facts, Missing, Numbers, Section, Words, picture
 from workbench.app.report.cards import card_table, onset_table
 from workbench.app.report.ran import facts, mix_table
-from workbench.app.report.stretch import change_table, stretch_words
+from workbench.app.report.stretch import change_table, drift_table, stretch_words
 from workbench.app.report.why import others, why
 from workbench.app.study import Study
 from workbench.errors import RunNotFound
@@ -73,6 +73,14 @@ def changed(study: Study) -> Section:
         blocks.append(Numbers("Before and after the final stretch", table, note))
     else:
         blocks.append(Missing("Nothing was recorded on both sides of the final stretch."))
+    drift = drift_table(study)
+    if drift.rows:
+        note = (
+            "Half the sum of changes of the loads, and the shares of it that follow from another "
+            "mix of domains, from the router (the same change on fixed tokens), and from neither "
+            "(other text within domains, chance). Shares sum to 1 and may be negative."
+        )
+        blocks.append(Numbers("Did the load move by the router or by the data?", drift, note))
     return Section("changed", "What changed in the final stretch", blocks)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from workbench.app.study import Study
@@ -49,6 +50,26 @@ def change_table(study: Study) -> Table:
     rows += _families(study)
     rows += _settled(study)
     return Table(("measure", "before", *(f"after, {arm}" for arm in study.arms)), tuple(rows))
+
+
+def drift_table(study: Study) -> Table:
+    """A row an arm and layer: how far the load moved over the final stretch, and what share of that
+    the data mix and the router explain.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for arm, drift in study.drifts.items():
+        last = drift.isel(checkpoint=-1)
+        for layer in last["layer"].values:
+            here = last.sel(layer=layer)
+            cells = [_known(here[n]) for n in ("moved", "mix_share", "router_share", "rest_share")]
+            rows.append((arm, int(layer), *cells))
+    heads = ("arm", "layer", "load that moved", "by the data mix", "by the router", "by neither")
+    return Table(heads, tuple(rows))
+
+
+def _known(value: xr.DataArray) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
 
 
 def _of(name: str, total: bool = False) -> Any:
