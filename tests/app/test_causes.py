@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -151,3 +153,15 @@ def test_the_loads_drift_is_told_by_arm_and_layer_and_its_shares_sum_to_one(tiny
     # The arm that went on with the same mix has no drift by the mix, that with another has.
     by_mix = {arm: [abs(r[3]) for r in table.rows if r[0] == arm] for arm in study.drifts}
     assert max(by_mix["continue"]) < 0.3 < max(by_mix["curriculum"])
+
+
+def test_a_run_whose_plan_or_tokenizer_cannot_be_read_gets_its_report(tiny_run, tmp_path):
+    path = shutil.copytree(tiny_run, tmp_path / "run")
+    (path / "tokenizer.json").write_text("{")
+    study = Study(wb.open_run(path), n_boot=20)
+    study.__dict__["onsets"] = {}
+    about = Emergent(task="code/index", arm="curriculum", onset=28.0, gain=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workbench.app.causes.emergent", lambda study: about)
+        assert study.causes.missing["transplant"]
+        assert "What to doubt" in render(study)

@@ -20,7 +20,7 @@ import xarray as xr
 
 from probes.examine import examine
 from workbench.app.study import Study
-from workbench.errors import ProbeFailed, RunNotFound, SchemaError, UsageError
+from workbench.errors import RunNotFound
 
 LEAST_GAIN = 0.1
 """Chance-normalised accuracy that a capability must gain in the final stretch to be asked about."""
@@ -67,7 +67,7 @@ class Question:
 
     probe: str
     where: str
-    """"end": the last checkpoint against the fork; "final": those of the final stretch; "all"."""
+    """"end": the last checkpoint against the fork; "all": the whole arm."""
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -111,8 +111,8 @@ def causes(study: Study, *, compute: bool, progress: bool = False) -> Causes:
     for name, question in questions(about.task, study.final_start).items():
         try:
             answer = _ask(study, about, question, compute, progress)
-        except (RunNotFound, UsageError, SchemaError, ProbeFailed) as error:
-            result.missing[name] = str(error)
+        except Exception as error:  # a plan, a tokenizer or weights that cannot be read: say so
+            result.missing[name] = str(error) or type(error).__name__
             continue
         if answer is None:
             result.missing[name] = "not computed yet; it loads the models of two checkpoints"
