@@ -46,6 +46,11 @@ SKILLS: dict[str, Planted] = {
     ),
     "jump to 0.55, 60 items": ({"kind": "jump", "top": 0.55}, {"items": 60}, "jump"),
     "jump to 0.52, 60 items": ({"kind": "jump", "top": 0.52}, {"items": 60}, "jump"),
+    "jump to 0.5, the level itself, 60 items": (
+        {"kind": "jump", "top": 0.5 + 1e-6},
+        {"items": 60},
+        "jump",
+    ),
     "jump from 0.45, 60 items": ({"kind": "jump", "bottom": 0.45}, {"items": 60}, "jump"),
     "jump after a leap of 5 nats": ({"kind": "jump"}, {"format_nats": 5.0}, "jump"),
     "jump, log-probability ahead": ({"kind": "jump", "logprob": "ahead"}, {}, "smooth"),
@@ -83,6 +88,12 @@ NOTES = {
     "two smooth rises": "not reached: two stages as fast as smooth may be, with a rest between"
 }
 
+KNOWN = {
+    "jump to 0.5, the level itself, 60 items": "; not reached: every test of the plateau against "
+    "the level is a toss",
+}
+"""Worlds whose interval is known to fall short, and why."""
+
 
 def card_of(name: str, seed: int) -> tuple[SeedCard, PlantedSkill]:
     """One world's card; the middle of the rise falls anywhere in twelve whole gaps."""
@@ -105,7 +116,7 @@ def of_skills(draws: int) -> Iterator[Row]:
             )
             width = np.median([c.onset.high - c.onset.low for c in cards])
             yield row(name, "onset", "interval covers the truth", held, COVERED,
-                      f"median width {width:.0f} steps; gaps are 40")  # fmt: skip
+                      f"median width {width:.0f} steps; gaps are 40{KNOWN.get(name, '')}")  # fmt: skip
             given = [
                 (c, p) for c, p in zip(cards, planted, strict=True) if not c.acquisition.reason
             ]
