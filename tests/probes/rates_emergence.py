@@ -114,9 +114,10 @@ def of_skills(draws: int) -> Iterator[Row]:
                 for c, p in zip(cards, planted, strict=True)
             )
             width = np.median([c.onset.high - c.onset.low for c in cards])
-            short = "; short of it: chance carries a long plateau over the level"
-            yield row(name, "onset", "interval covers the truth", held, COVERED,
-                      f"median width {width:.0f} steps; gaps are 40" + short * (held < 0.9))  # fmt: skip
+            note = f"median width {width:.0f} steps; gaps are 40"
+            if held < 0.9:
+                note += "; short of it: chance carries a long plateau over the level"
+            yield row(name, "onset", "interval covers the truth", held, COVERED, note)
             given = [
                 (c, p) for c, p in zip(cards, planted, strict=True) if not c.acquisition.reason
             ]
