@@ -16,15 +16,14 @@ from typing import Any
 
 import xarray as xr
 
-from probes import registry
 from probes.exam import Exam
 from probes.registry import find
 from probes.running.one_pass import Order
-from probes.running.series import Against, Series, weights_of
+from probes.running.series import Against, Series
 from workbench.checkpoints import Checkpoints
 from workbench.errors import ProbeFailed, UsageError, WorkbenchError
 from workbench.run import Run
-from workbench.store.results import Results, Stored
+from workbench.store.results import Results
 from workbench.window import Window
 
 
@@ -177,27 +176,3 @@ def _stretch(source: Any) -> dict[str, Any]:
         if run.store.read(run.branch).state == run.state:
             inputs["record"] = stretch
     return inputs | {"start": start, "stop": stop}
-
-
-def holds(run: Run, stored: Stored) -> bool:
-    """Whether a kept whole still belongs to the run as it is: its record or its weights, and the
-    version of its probe. False as well for the parts of a whole.
-
-    Args:
-        run: on any branch.
-        stored: as `run.results.list()` names it.
-    """
-    branch = stored.inputs.get("branch")
-    if branch not in run.branches or stored.probe not in registry.names():
-        return False
-    if stored.version != str(find(stored.probe).key_version):
-        return False
-    arm = run.arm(str(branch))
-    if "record" in stored.inputs:
-        assert run.store is not None
-        stop = int(stored.inputs.get("stop", 0))
-        now = {arm.state, run.store.identity(arm.branch, stop)}
-        return stored.inputs["record"] in now
-    known = [weights_of(checkpoint) for checkpoint in arm.checkpoints]
-    each = stored.inputs.get("each", [])
-    return bool(each) and all(part.get("weights") in known for part in each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,15 @@ def test_without_weights_the_report_says_what_is_missing_and_shows_the_rest(stud
         "Picture",
     ]
     assert "code/add on curriculum" in blocks[0].text
+    assert "by a jump" in blocks[0].text
+
+
+def test_a_jump_is_asked_about_before_a_smooth_rise_that_gained_more(study):
+    onsets = study.onsets["curriculum"]
+    later = replace(onsets["knowledge/capitals"], step=85.0, verdict="smooth")
+    study.__dict__["onsets"] = {"curriculum": {**onsets, "knowledge/capitals": later}}
+    assert emergent(study).task == "code/add"
+    assert emergent(study).verdict == "jump"
 
 
 def _transplant():
@@ -75,7 +85,7 @@ def _transplant():
 
 
 def test_what_was_found_is_drawn_and_told_in_the_report(study):
-    about = Emergent(task="code/add", arm="curriculum", onset=85.0, gain=0.9)
+    about = Emergent(task="code/add", arm="curriculum", onset=85.0, gain=0.9, verdict="jump")
     study.__dict__["causes"] = Causes(about, {"transplant": _transplant()}, {"lead-lag": "why."})
     pictures = [block for block in why(study).blocks if isinstance(block, Picture)]
     assert len(pictures) == 1
@@ -160,7 +170,7 @@ def test_a_run_whose_plan_or_tokenizer_cannot_be_read_gets_its_report(tiny_run, 
     (path / "tokenizer.json").write_text("{")
     study = Study(wb.open_run(path), n_boot=20)
     study.__dict__["onsets"] = {}
-    about = Emergent(task="code/index", arm="curriculum", onset=28.0, gain=0.5)
+    about = Emergent(task="code/index", arm="curriculum", onset=28.0, gain=0.5, verdict="smooth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workbench.app.causes.emergent", lambda study: about)
         assert study.causes.missing["transplant"]

@@ -69,11 +69,14 @@ def test_the_report_opens_without_complaint_and_asks_for_nothing_but_itself(host
 def test_every_figure_drew(hostile):
     drawn = hostile.page.eval_on_selector_all(
         ".plot",
-        """places => places.map(p => ({
+        """places => places.map(p => ({id: p.id,
             marks: p.querySelectorAll('svg.main-svg .trace, svg.main-svg .hm image').length,
             wide: p.getBoundingClientRect().width, done: p.dataset.drawn}))""",
     )
-    assert len(drawn) == 7
+    assert [d["id"] for d in drawn] == [
+        "loss", "emergence", "lead-lag", "arms-0", "router-load-0", "router-load-1", "balance",
+        "saturation",
+    ]  # fmt: skip
     assert all(d["done"] == "yes" and d["marks"] > 0 and d["wide"] > 600 for d in drawn)
 
 

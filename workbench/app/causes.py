@@ -2,11 +2,12 @@
 before it.
 
 Needs   a Study; to compute, the run's checkpoints.
-Yields  `emergent`, which capability that is; Causes: transplant, lead-lag, lesion, attribution of
-        it, or why there is none.
+Yields  `emergent`, which capability that is; Causes: transplant (by kind of part, and by layer) and
+        lead-lag of it, or why there is none.
 
-Models are only loaded where that is asked for (`workbench report RUN --causes`, the demo): a report
-of a large run shows what is kept and says how to get the rest.
+Models are only loaded where that is asked for (`workbench report RUN --causes`, `workbench plot
+transplant RUN`, the demo): a report of a large run shows what is kept and says how to get the
+rest.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ class Emergent:
     """Step."""
     gain: float
     """Chance-normalised accuracy at the end less that at the stretch's start."""
+    verdict: str
+    """Of its onset: jump, smooth, cannot tell."""
 
 
 def emergent(study: Study) -> Emergent | None:
-    """The capability that gained most in the final stretch among those whose onset lies in it; a
-    jump before a smooth rise. None where nothing arrived there.
+    """Of the capabilities whose onset lies in the final stretch and that gained at least LEAST_GAIN
+    there: a jump before a smooth rise, then the one that gained most. None where none arrived.
     """
     found = []
     for arm, onsets in study.onsets.items():
@@ -54,11 +57,12 @@ def emergent(study: Study) -> Emergent | None:
             ends = skill.isel(checkpoint=-1), before.isel(checkpoint=-1)
             gain = float(ends[0].sel(task=task) - ends[1].sel(task=task))
             if gain >= LEAST_GAIN:
-                found.append((onset.verdict == "jump", gain, arm, task, onset.step))
-    if not found:
-        return None
-    _, gain, arm, task, step = max(found)
-    return Emergent(task=task, arm=arm, onset=step, gain=gain)
+                verdict = str(onset.verdict)
+                one = Emergent(task=task, arm=arm, onset=onset.step, gain=gain, verdict=verdict)
+                found.append(one)
+    return max(
+        found, key=lambda one: (one.verdict == "jump", one.gain, one.arm, one.task), default=None
+    )
 
 
 @dataclass(frozen=True)

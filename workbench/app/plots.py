@@ -11,9 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
-import xarray as xr
 
-from probes.examine import holds
 from probes.registry import names
 from workbench import figures
 from workbench.app.study import LONG_POINTS, Study, is_long
@@ -251,9 +249,10 @@ def code_of_cause(name: str, study: Study) -> str:
         ]
     else:
         grain = ", parts='kind-layer', n_permutations=8" if name != "transplant" else ""
-        before = study.causes.found[name].attrs["from_step"]
+        ends = study.causes.found[name].attrs
         lines = [
-            f"before, after = run.checkpoints.at({before}), run.checkpoints[-1]",
+            f"before = run.checkpoints.at({ends['from_step']})",
+            f"after = run.checkpoints.at({ends['to_step']})",
             f"figures.transplant(probes.transplant(before, after, {about.task!r}{grain}))",
         ]
     return "\n".join([*opening, *lines])
@@ -271,20 +270,3 @@ def code_of_probe(name: str, study: Study, branch: str) -> str:
             f"figures.probe_result(found, name={name!r}, marks=figures.marks_of(run))",
         ]
     )
-
-
-def kept_results(study: Study) -> list[tuple[str, str, xr.Dataset]]:
-    """Name, branch and result of the probes kept in the run, the newest of each and branch that
-    still holds; those that have a figure of their own are left out.
-    """
-    if study.run.store is None:
-        return []
-    newest = {}
-    for stored in study.run.results.list():
-        branch = stored.inputs.get("branch")
-        if stored.probe not in DRAWN and isinstance(branch, str) and holds(study.run, stored):
-            newest[stored.probe, branch] = stored
-    return [
-        (name, branch, study.run.results.open(stored).assign_attrs(branch=branch))
-        for (name, branch), stored in sorted(newest.items())
-    ]

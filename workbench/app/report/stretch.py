@@ -118,9 +118,10 @@ def _families(study: Study) -> list[tuple[Any, ...]]:
                 continue
             mean = study.skills[arm]["accuracy"].sel(task=names).mean("task")
             early = mean.sel(checkpoint=slice(None, study.final_start))
+            late = mean.sel(checkpoint=slice(study.final_start + 1, None))
             if before is None and early.sizes["checkpoint"]:
                 before = float(early[-1])
-            after.append(float(mean[-1]))
+            after.append(float(late[-1]) if late.sizes["checkpoint"] else None)
         rows.append((f"accuracy, mean of {family} tasks", before, *after))
     return rows
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from workbench import figures
 from workbench.app import plots
+from workbench.app.causes import Emergent
+from workbench.app.kept import kept_results
 from workbench.app.report.blocks import Missing, Section, Words, picture
 from workbench.app.study import Study
 from workbench.errors import SchemaError
@@ -32,9 +34,9 @@ def why(study: Study) -> Section:
     task, arm = plain(about.task), plain(about.arm)
     blocks: list[Any] = [
         Words(
-            f"Asked about {task} on {arm}, whose onset is at step {about.onset:,.0f}: of all that "
-            f"arrived in the final stretch it gained most, {about.gain:+.2f} on the scale from "
-            f"chance (0) to perfect (1)."
+            f"Asked about {task} on {arm}, whose onset is at step {about.onset:,.0f}: of "
+            f"{_those(about)} it gained most, {about.gain:+.2f} on the scale from chance (0) to "
+            f"perfect (1)."
         )
     ]
     if "lead-lag" in study.causes.found:
@@ -51,22 +53,27 @@ def why(study: Study) -> Section:
     return Section("why", "Where and why", blocks)
 
 
+def _those(about: Emergent) -> str:
+    if about.verdict == "jump":
+        return "the capabilities that came by a jump in the final stretch"
+    return "all that arrived in the final stretch (none of it by a jump)"
+
+
 def others(study: Study) -> Section:
-    """The kept results of all other probes, the newest of each: the first quantity as a figure."""
+    """The kept results of all other probes, one of each: its first quantity as a figure."""
     blocks: list[Any] = []
-    kept = plots.kept_results(study)
-    for i, (name, branch, result) in enumerate(kept[:SHOWN]):
+    kept = kept_results(study, without=plots.DRAWN)
+    for i, shown in enumerate(kept[:SHOWN]):
         try:
-            code = plots.code_of_probe(name, study, branch)
             figure = figures.probe_result(
-                result, name=f"{name} ({branch})", marks=study.marks, code=code
+                shown.result, name=shown.title, marks=study.marks, code=shown.code(study)
             )
         except SchemaError as error:
-            blocks.append(Missing(f"{plain(name)}: {error}"))
+            blocks.append(Missing(f"{plain(shown.title)}: {error}"))
             continue
         blocks.append(picture(f"probe-{i}", lambda drawn=figure: drawn))  # type: ignore[misc]
     if len(kept) > SHOWN:
-        rest = listed([plain(name) for name, _, _ in kept[SHOWN:]])
+        rest = listed([plain(shown.title) for shown in kept[SHOWN:]])
         blocks.append(Words(f"Kept as well, and drawn by `workbench plot NAME RUN`: {rest}."))
     if not blocks:
         blocks = [
