@@ -25,6 +25,10 @@ fewer than ten items); nothing is said about another training seed. Of precision
 calibration error there is none from fewer than ten items, and none where every draw of the items
 scores alike (all right, say): read accuracy's then.
 
+It misleads where the choices of an item differ in length or frequency (the scores are of whole
+answers as they stand, not per token), where a task has few different answers, and where calibration
+is held against 0 on few items.
+
 Sources: Brier 1950; calibration, Naeini et al. 2015; discrete next to continuous, Schaeffer et al.
 2023, arXiv:2304.15004; intervals, Miller 2024, arXiv:2411.00640.
 """

@@ -18,6 +18,9 @@ The interval resamples the random sequences: other random sequences of this leng
 the chance level. A high score is the attention half of induction: whether the head then copies the
 token is another question.
 
+It misleads where a high score is taken for induction (a head may look and not copy), where a model
+of another position scheme cannot look that far back, and on the maximum over many heads.
+
 Source: Olsson et al. 2022, arXiv:2209.11895, appendix; theirs repeats 25 tokens four times.
 """
 

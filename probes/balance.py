@@ -9,6 +9,10 @@ Even a fair router deals unevenly at random: over N tokens each expert's count i
 with rate k/E, so that CV is about sqrt((E/k - 1) / N). It is given as the attribute
 `cv_at_random`; a CV near it says nothing against the router.
 
+It misleads where few tokens fill a step (then every router looks uneven: `cv_at_random`), where an
+average over steps hides that the favourite changes from step to step, and where evenness is taken
+for health: a router that deals at random is perfectly even.
+
 Sources: measures as in evenness.py; balance loss, Fedus et al. 2022, arXiv:2101.03961, eq. 4;
 router z-loss, Zoph et al. 2022, arXiv:2202.08906, eq. 5. Never pooled over layers: two opposite
 collapses pool to "uniform".

@@ -17,6 +17,10 @@ The intervals resample rows, the same rows at every point: other texts like thes
 checkpoints. The highest of several noisy points leans upward; its bounds come from draws in which
 the highest is found anew. A barrier between the points looked at is missed: raise `points`.
 
+It misleads where two checkpoints differ by a permutation of their units, which puts a barrier
+between equal functions, and where a barrier is read as a difference in skill: it is one of
+geometry.
+
 Source: Frankle et al. 2020, arXiv:1912.05671, linear interpolation instability; the chord,
 Entezari et al. 2022, arXiv:2110.06296.
 """

@@ -13,6 +13,10 @@ The intervals are about items: another draw of questions of the same kind, put t
 checkpoint. They say nothing about another training seed. Discrete and continuous belong together:
 a threshold on a smooth quantity looks like a jump.
 
+It misleads where the items were trained on, where the chance level is not that of the prompt's
+format, and where a late rise of accuracy is taken for a late rise of knowledge: read logprob beside
+it.
+
 Sources: Schaeffer et al. 2023, arXiv:2304.15004; Miller 2024, arXiv:2411.00640; Wilson 1927.
 """
 

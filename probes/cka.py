@@ -14,6 +14,9 @@ The interval is a jackknife over rows on the scale of arctanh: other text of thi
 checkpoints. CKA is ruled by the directions of largest variance: a few outlier dimensions can hold
 it near 1 while everything else has changed. NaN where a layer does not vary over tokens.
 
+It misleads where outlier dimensions rule, and where a high value is read as the same function: two
+layers may share their geometry and be read in different ways.
+
 Sources: Kornblith et al. 2019, arXiv:1905.00414; debiased, Nguyen et al. 2021, arXiv:2010.15327.
 """
 

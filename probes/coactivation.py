@@ -19,6 +19,9 @@ tokens; groups of samples of the stream), with Student's t. A pair that is seen 
 blocks has too little of that: there the lower bound is 0 and the upper one is Wilson's for
 P(j | i), with tokens counted for what they are worth.
 
+It misleads where several domains are pooled (experts of one domain go together though nothing links
+them on a token), and where the largest of many pairs is picked without a correction.
+
 Sources: expert co-activation, Muennighoff et al. 2024, OLMoE, section 5.2, arXiv:2409.02060; chance
 by Chen, Dempster & Liu 1994 (fixed_size.py).
 """

@@ -16,6 +16,9 @@ Interval of size and mass: the same bootstrap, 95 %: other text of these domains
 of other domains. A domain with one text cannot vary, so that its part of the interval is missing:
 NaN where no domain has two. Membership rests on two thresholds; move them before believing it.
 
+It misleads where the domains are few or alike (coverage of 3 of 3 is easily had), and where a
+balance loss holds gates even while the choice is free.
+
 Source: the "standing committee" of arXiv:2601.03425, which finds it by ranks within domains; here,
 by the size of the gate, so that a layer may have none.
 """

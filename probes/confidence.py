@@ -20,6 +20,9 @@ which none of the measures sees; probabilities under 1e-38 count as 1e-38, so th
 87. Of a sigmoid router these are logs of its normalised scores. Tokens that lost an assignment are
 left out of margin and near_tie on the fixed tokens; the stream takes what was kept as chosen.
 
+It misleads between models of different E or k (normalise by ln E), where the router's scale grows
+without a choice changing, and where a mean hides two sorts of tokens, certain and undecided.
+
 Sources: near ties and precision, section "Confidence" of the measures; router z-loss, Zoph et al.
 2022, arXiv:2202.08906.
 """

@@ -16,6 +16,9 @@ to mean the same in both checkpoints, as they do in one run.
 
 Interval: 95 %, bootstrap over blocks of text.
 
+It misleads where probabilities move among experts that are never chosen, which changes no output,
+and across runs whose experts have other numbers.
+
 Source: Lin 1991, IEEE Trans. Inf. Theory 37(1), with its weights.
 """
 

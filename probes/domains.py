@@ -23,6 +23,9 @@ Shares of the fixed tokens have Wilson intervals with tokens counted for what th
 (clustered.py): other text of that domain. NaN where no domain has two texts. Shares of the stream
 are exact. Their deviation from k/E also holds unequal loads; `load` (layer, expert) is beside it.
 
+It misleads where domains differ in their tokens alone (digits, brackets): then it is vocabulary
+that is divided, see vocabulary.py; and where unequal loads are read as specialisation.
+
 Sources: domain specialisation, Muennighoff et al. 2024, OLMoE, section 5.3, arXiv:2409.02060;
 Miller 1955.
 """

@@ -28,6 +28,9 @@ change and mix are exact counts over every training token. The interval of route
 the change varies over texts within domains (Student's t), other fixed text of the same domains;
 rest inherits it with the opposite sign. NaN where no domain has two texts.
 
+It misleads where `rest` is large, where the fixed tokens lack a domain that came in, and where
+domains are coarse: another mix within one domain counts as anything but mix.
+
 Source: Kitagawa 1955, J. Am. Stat. Assoc. 50; fixed tokens against the stream as its own idea.
 """
 

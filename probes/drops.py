@@ -7,6 +7,9 @@ The record counts an assignment only where it was kept (dropped ones carry the i
 is missing from tokens x k was dropped. A dropless router has 0. Exact counts over every training
 token: no interval belongs to them. It says how many, not which tokens; a traced token's -1 does.
 
+It misleads where a trainer drops after the record was taken (it says 0 then), and where padding
+fills the room: the tokens that were dropped may be ones that nobody misses.
+
 Source: capacity and dropped tokens, Fedus et al. 2022, section 2.2, arXiv:2101.03961.
 """
 

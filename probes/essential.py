@@ -15,6 +15,9 @@ The interval of `explained` resamples rows of text. Scores have none: on these t
 exact; their axes would turn with other tokens. Smooth training gives curved paths in the first two
 components whatever happens (a line's principal components are cosines): a bend is no event.
 
+It misleads where a bend is read as an event, where the features leave out what moved, and where
+arms of different length pull the axes towards the longer one.
+
 Source: Carroll et al. 2024 (after essential dynamics of proteins, Amadei et al. 1993),
 arXiv:2402.02364; the caution, Antognini & Sohl-Dickstein 2018, arXiv:1806.08805.
 """

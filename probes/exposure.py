@@ -25,6 +25,9 @@ chance  A secret that was never planted has a rank drawn evenly from 1 to |R|: 1
         1.44 in the mean, b or more with probability 2^-b. One canary of 5 bits is what one in 32
         unplanted ones shows.
 
+It misleads where the secrets were not drawn evenly, where R is of another form than what was
+planted, and far in the tail, where only the extrapolated one exists.
+
 Source: Carlini et al. 2019, arXiv:1802.08232, sections 4.2 and 4.3.
 """
 

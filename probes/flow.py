@@ -22,6 +22,9 @@ so thin a table cannot be taken off, and p alone has a meaning. Expect informati
 token always goes the same way in both layers: flow is not by itself a path that was learnt. It can
 come out slightly below 0 where there is none.
 
+It misleads where the same token always goes the same way in both layers, and where two layers are
+compared by it that have different loads: hold it against `attainable`.
+
 Sources: mutual information, Shannon 1948; the bias, Panzeri & Treves 1996, and jackknife.py.
 """
 

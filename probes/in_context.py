@@ -14,6 +14,9 @@ chance  0: a model that does not look back, on text whose tokens are as hard lat
 
 The interval resamples rows: other texts like these, same checkpoint. NaN bounds: a single row.
 
+It misleads where late text is easier of itself, where rows are cut in mid-document, and between
+tokenizers: a gain in nats per token depends on what a token is.
+
 Source: Olsson et al. 2022, arXiv:2209.11895.
 """
 

@@ -27,6 +27,10 @@ start= (the fork, or some steps after it) to look only after it. Signals move to
 margin and load of a layer are one witness, not three. Before is not because: for causes,
 transplant and lesion.
 
+It misleads after a change of the data mix, which moves everything at once (pass start=), where
+several signals that lead are counted as several witnesses, and where evaluations are sparser than
+the lead that is claimed.
+
 Sources: measures of the house; false discovery rate as in discovery_rate.py, moves as in moves.py.
 """
 

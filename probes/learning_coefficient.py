@@ -24,6 +24,9 @@ bounds from a single chain.
 Short chains may be called unwell though nothing is wrong: rhat needs some
 hundred draws of chains that forget in ten steps. Ask for more draws before giving a setting up.
 
+It misleads where settings differ, early in training, and where a chain that has not yet left its
+start looks like a small coefficient.
+
 Sources: Lau et al. 2023, arXiv:2308.12108; computed by devinterp (Timaeus); Gelman & Rubin 1992.
 """
 

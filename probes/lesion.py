@@ -22,6 +22,9 @@ NaN where fewer than 10 items changed: what a rare item would lose cannot be bou
 that lose nothing. q: Benjamini-Hochberg over layer x expert of one task and one measure; the tasks
 of one expert, and the checkpoints, are not corrected for.
 
+It misleads where experts make up for one another, where an expert that every token needs drops
+every task, and where zeroing throws the rest of the network off.
+
 Sources: McGrath et al. 2023, arXiv:2307.15771, on networks that make up for what is ablated;
 Bonett & Price 2012, J. Educ. Behav. Stat. 37(4); Benjamini & Hochberg 1995.
 """

@@ -7,6 +7,9 @@ With top-k routing every token is assigned k times, so one layer's loads sum to 
 fair load is 1/E, a dead expert's is 0. The counts are exact, over every training token: no
 interval belongs to them.
 
+It misleads where a trainer's padding or evaluation is counted (this record leaves both out), where
+loads are pooled over layers, and where the mix of the data changed: see drift.py.
+
 Source: `f_i` of the balance loss in Fedus et al. 2022, section 2.2, arXiv:2101.03961.
 """
 

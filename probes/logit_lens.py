@@ -12,6 +12,9 @@ Early layers may hold the answer in a basis that the unembedding does not read: 
 The intervals resample whole rows of text: other text of this kind, same checkpoint. Chance: a
 log-probability of −ln(vocab), uniform; and 1/vocab.
 
+It misleads in early layers, whose stream may lie in another basis, and between models: the final
+normalisation is fitted to the last layer's scale alone.
+
 Source: nostalgebraist 2020, "interpreting GPT: the logit lens"; its limits, Belrose et al. 2023,
 arXiv:2303.08112.
 """

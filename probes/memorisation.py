@@ -16,6 +16,9 @@ about (1 / vocabulary) of the tokens, and no row.
 
 Intervals: other texts like these, same checkpoint.
 
+It misleads where text can be guessed (boilerplate, counting) and where only greedy continuations
+count: a text may be known and begun in another way.
+
 Source: Biderman et al. 2023, arXiv:2304.11158, with k = 32 as there where rows are long enough.
 """
 

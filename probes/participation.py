@@ -13,6 +13,9 @@ Here (tr Σ)² and tr Σ² are each estimated without bias from tokens of differ
 The interval is a jackknife over rows of its logarithm: other text of this kind, same checkpoint.
 One massive dimension makes the ratio 1 whatever the others hold. NaN where nothing varies.
 
+It misleads where one massive dimension has all the variance, where few texts stand for many, and
+where it is read as the number of features: superposed features share directions.
+
 Source: Gao et al. 2017, bioRxiv 214262; its bias, Chun et al. 2025, arXiv:2509.26560.
 """
 

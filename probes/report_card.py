@@ -14,6 +14,10 @@ deviation between training runs (items' luck included), and `mean_low`, `mean_hi
 interval of the mean onset over seeds: other seeds, same kind of run. They are NaN where fewer than
 two seeds reached the level, and say nothing of the seeds that did not: `reached` counts them.
 
+It misleads where seeds differ in more than their seed, where a few seeds reached the level and the
+others are left out of the mean onset, and where the checkpoints are too sparse for any rise to look
+smooth.
+
 Sources: those of the parts; seeds apart from items, Miller 2024, arXiv:2411.00640.
 """
 

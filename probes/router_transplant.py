@@ -19,6 +19,9 @@ intervals: about one in twenty will miss 0 where nothing is the matter.
 
 Two passes over the checkpoints: the first keeps the routers, the second puts each body through all
 of them. There is one whole model in memory at a time, and a copy of its outline.
+
+It misleads where a foreign router only throws the body off (both off-diagonal halves are bad then
+and nothing follows), and across runs whose experts have other numbers.
 """
 
 from __future__ import annotations

@@ -20,6 +20,10 @@ resampling single tokens would pretend to more evidence than there is. It answer
 like this"; it says nothing about another training seed. Where every token agrees, the interval has
 no width: nothing on this token set differs.
 
+It misleads where the final checkpoint is not where training settles (saturation is against the last
+one there is, and near it is near 1 by definition), where near-ties swap without effect, and where
+checkpoints are unevenly spaced: churn grows with the gap.
+
 Sources: router saturation, Muennighoff et al. 2024, OLMoE, arXiv:2409.02060; chance
 correction after Cohen 1960; block bootstrap, Künsch 1989, Ann. Statist. 17(3).
 """

@@ -24,6 +24,9 @@ No interval: a maximum over these tokens is a lower bound for other text, and re
 tokens cannot show a larger one. The outlier often sits on a row's first token or on a delimiter:
 rows cut in mid-document may miss it.
 
+It misleads where the fixed tokens lack the row starts and delimiters on which massive activations
+sit, and where `outlier` is read without the other conditions.
+
 Sources: Su et al. 2025, arXiv:2507.23279; massive activations, Sun et al. 2024, arXiv:2402.17762.
 """
 

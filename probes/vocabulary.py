@@ -21,6 +21,9 @@ Only different texts are compared: repetitions within one share their context, s
 there is not the id's doing. Interval of kappa: jackknife over texts. NaN: one text, or no id that
 comes often enough in two. Shares are exact on these tokens.
 
+It misleads where a token's context is as good as fixed (a closed world's templates), and where
+`olmoe` or top_share is compared between tokenizers or amounts of text.
+
 Source: vocabulary specialization, Muennighoff et al. 2024, OLMoE, section 5.4, equation 8,
 arXiv:2409.02060, and the averages of its published script.
 """
