@@ -344,10 +344,17 @@ def _collector(subject: Subject, name: str) -> Any:
 
 
 def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The longest list of modules: the blocks of a transformer."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    outermost = max(lists, key=lambda m: (len(m) > 1, sum(p.numel() for p in m.parameters())))
-    return list(outermost)
+    """The blocks of a transformer: of the lists of modules that lie in no other list, the one with
+    the most parameters. A block's own lists (its experts) lie in the list of blocks.
+    """
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    outer = [m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)]
+    if not outer:
+        raise UsageError(
+            "resid_post: found no list of blocks (nn.ModuleList) in this model; name the sites by "
+            "their modules instead."
+        )
+    return list(max(outer, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 
 def build_model(checkpoint: Checkpoint) -> nn.Module:

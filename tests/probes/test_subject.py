@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging
 
-from probes.subject import build_model
+from probes.subject import _decoder_layers, build_model
+from workbench.errors import UsageError
 
 
 @pytest.fixture
@@ -43,3 +45,19 @@ def test_a_hugging_face_checkpoint_is_loaded_without_a_bar_and_bars_are_as_befor
         assert seen[-1] == "after a failure"
     finally:
         logging.set_tqdm_hook(before)
+
+
+class _Block(nn.Module):
+    def __init__(self, experts):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(experts))
+
+
+def test_the_blocks_of_a_model_of_one_block_are_not_its_experts():
+    model = nn.ModuleDict({"layers": nn.ModuleList([_Block(8)]), "heads": nn.ModuleList()})
+    assert _decoder_layers(model) == list(model["layers"])
+
+
+def test_a_model_without_a_list_of_blocks_is_refused_by_name():
+    with pytest.raises(UsageError, match="no list of blocks"):
+        _decoder_layers(nn.Sequential(nn.Linear(4, 4)))
