@@ -18,6 +18,7 @@ from checkpoints_index.audit import unlike_its_digest
 from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound
 from checkpoints_index.formats import Weights, open_weights
 from checkpoints_index.record import CheckpointRecord
+from workbench.checkpoints_html import checkpoint_card, checkpoints_card
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,9 @@ class Checkpoint:
             f"path={str(self.location)!r})"
         )
 
+    def _repr_html_(self) -> str:
+        return checkpoint_card(self)
+
 
 class Checkpoints(Sequence[Checkpoint]):
     """Checkpoints by step; index and slice it like a list, or ask `at(step)`.
@@ -192,6 +196,9 @@ class Checkpoints(Sequence[Checkpoint]):
             lines[4:-4] = ["  ..."]
         head = f"{len(self)} checkpoints of branch {self._run.branch!r}, {self._run.path}"
         return "\n".join([head, *lines])
+
+    def _repr_html_(self) -> str:
+        return checkpoints_card(self)
 
 
 def needed_by_store(

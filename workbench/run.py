@@ -21,6 +21,7 @@ from checkpoints_index.window import interval
 from workbench.capture.run_folder import RunFolder
 from workbench.checkpoints import Checkpoint, Checkpoints
 from workbench.errors import RunNotFound
+from workbench.run_html import run_card
 from workbench.run_text import describe
 from workbench.store.names import MAIN
 from workbench.store.overview import overview
@@ -271,7 +272,9 @@ class Run:
         """All groups that hold rows, as one tree."""
         groups = {name: getattr(self, name) for name in self._groups}
         root = xr.Dataset(attrs={"run": self.name, "branch": self.branch})
-        return xr.DataTree.from_dict({"/": root, **groups}, name=self.name)
+        # A node's name is a step of a path; the run's own name stands in the attributes.
+        name = self.name.replace("/", "_")
+        return xr.DataTree.from_dict({"/": root, **groups}, name=name)
 
     @property
     def _groups(self) -> tuple[str, ...]:
@@ -391,6 +394,9 @@ class Run:
 
     def __repr__(self) -> str:
         return describe(self)
+
+    def _repr_html_(self) -> str:
+        return run_card(self)
 
 
 def _nothing_at(folder: Path) -> str:

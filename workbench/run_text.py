@@ -1,7 +1,7 @@
 """A run in a few lines of text: clocks, branches, sites, checkpoints.
 
 Needs   an open run; reads only its clock and labels.
-Yields  `describe`, the text of its repr.
+Yields  `describe`, the text of its repr; the lines that it is made of.
 """
 
 from __future__ import annotations
@@ -25,19 +25,28 @@ def describe(run: Run) -> str:
     One line each for the clocks, the phases, the branches, every recorded group and the
     checkpoints; what was not recorded says so.
     """
-    here = Path.cwd()
-    place = run.path.relative_to(here) if run.path.is_relative_to(here) else run.path
-    lines = [f"Run {run.name!r}, branch {run.branch!r}, at {place}"]
-    rows = [("clocks", _clocks(run)), ("phases", _phases(run)), ("branches", _branches(run))]
+    lines = [f"Run {run.name!r}, branch {run.branch!r}, at {place_of(run)}"]
+    rows = [
+        ("clocks", clocks_line(run)),
+        ("phases", phases_line(run)),
+        ("branches", branches_line(run)),
+    ]
     rows += [(name, _sites(getattr(run, name))) for name in run.tree.children]
     if not run.tree.children:
         rows.append(("record", "nothing yet"))
-    rows.append(("checkpoints", _checkpoints(run)))
+    rows.append(("checkpoints", checkpoints_line(run)))
     lines += [f"  {name:<12} {text}" for name, text in rows if text]
     return "\n".join(lines)
 
 
-def _clocks(run: Run) -> str:
+def place_of(run: Run) -> str:
+    """Where it lies, seen from the working folder where it is below that."""
+    here = Path.cwd()
+    return str(run.path.relative_to(here) if run.path.is_relative_to(here) else run.path)
+
+
+def clocks_line(run: Run) -> str:
+    """Its steps, tokens and UTC, as far as each is known."""
     clock = run.clock
     if not len(clock):
         return "not started"
@@ -57,11 +66,13 @@ def _scaled(count: int) -> str:
     return f"{count:,}"
 
 
-def _phases(run: Run) -> str:
+def phases_line(run: Run) -> str:
+    """The phases of its schedule with their steps; "" where there are none."""
     return ", ".join(f"{p.get('name')} {p.get('start')}–{p.get('stop')}" for p in run.phases)
 
 
-def _branches(run: Run) -> str:
+def branches_line(run: Run) -> str:
+    """Its branches, each with where it forked."""
     names = []
     for name in run.branches:
         fork = run.store.lineage(name) if run.store and name in run.store.branches else None
@@ -79,7 +90,8 @@ def _sites(group: xr.Dataset) -> str:
     return f"{sizes}: {', '.join(names[:NAMES])}{more}"
 
 
-def _checkpoints(run: Run) -> str:
+def checkpoints_line(run: Run) -> str:
+    """How many weights were saved, and their steps."""
     saved = run.checkpoints
     if not saved:
         return "none"

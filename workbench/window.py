@@ -14,6 +14,7 @@ import xarray as xr
 
 from checkpoints_index.window import Interval
 from workbench.checkpoints import Checkpoints
+from workbench.run_html import window_card
 
 if TYPE_CHECKING:
     from workbench.run import Run
@@ -109,3 +110,6 @@ class Window:
             f"Window of run {self.run.name!r}, branch {self.run.branch!r}: steps "
             f"{self.start + 1:,} to {self.stop:,} ({self.clock} clock)"
         )
+
+    def _repr_html_(self) -> str:
+        return window_card(self)
