@@ -42,7 +42,7 @@ class Exam:
     """
 
     tokens: np.ndarray
-    """(row, pos), int64: the fixed tokens."""
+    """(row, pos), int64: the fixed tokens; a copy of its own, which refuses to be written on."""
 
     domains: tuple[str, ...]
     """Domain of each row."""
@@ -70,7 +70,12 @@ class Exam:
                 f"exam domains: found {len(self.domains)} for {len(tokens)} rows, expected one a "
                 f"row."
             )
-        object.__setattr__(self, "tokens", tokens.astype(np.int64, copy=False))
+        object.__setattr__(self, "tokens", _fixed(tokens.astype(np.int64)))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """On a worker: numpy's arrays come out of a pickle open to writes."""
+        self.__dict__.update(state | {"tokens": _fixed(state["tokens"])})
+        self.__dict__.pop("_columns", None)
 
     @classmethod
     def of(cls, run: Any) -> Exam:
@@ -105,11 +110,15 @@ class Exam:
         """Names of the tasks."""
         return self.items.tasks if self.items is not None else ()
 
-    @cached_property
+    @property
     def labels(self) -> xr.Dataset:
         """What is known of every fixed token, row by row (token): token_id, next_id (-1 at the end
-        of a row), row, position, domain.
+        of a row), row, position, domain. Its columns refuse to be written on.
         """
+        return self._columns.copy(deep=False)
+
+    @cached_property
+    def _columns(self) -> xr.Dataset:
         rows, length = self.tokens.shape
         following = np.full((rows, length), -1)
         following[:, :-1] = self.tokens[:, 1:]
@@ -120,7 +129,7 @@ class Exam:
             "position": np.tile(np.arange(length), rows),
             "domain": np.repeat(np.array(self.domains, dtype=str), length),
         }
-        return xr.Dataset({name: ("token", column) for name, column in columns.items()})
+        return xr.Dataset({name: ("token", _fixed(column)) for name, column in columns.items()})
 
     @property
     def identity(self) -> str | None:
@@ -149,6 +158,11 @@ class Exam:
             ]  # fmt: skip
             hashed.update(json.dumps(plain).encode())
         return hashed.hexdigest()[:32]
+
+
+def _fixed(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def _row_length(run: Any, tokens: int) -> int:

@@ -106,7 +106,7 @@ def following(tokens: np.ndarray) -> Questions:
     """Every token of every row but the first, after those before it."""
     rows, length = tokens.shape
     row, position = np.divmod(np.arange(rows * (length - 1)), length - 1)
-    return Questions(torch.from_numpy(tokens), row, position, tokens[row, position + 1])
+    return Questions(torch.tensor(tokens), row, position, tokens[row, position + 1])
 
 
 def _tasks(batch: ItemBatch, heard: Answers) -> xr.Dataset:

@@ -81,7 +81,7 @@ def logit_lens(subject: Subject, *, n_boot: int = BOOT, seed: int = 0) -> xr.Dat
     """
     read = readout(subject.model)
     streams = subject["resid_post"]
-    following = torch.from_numpy(subject.labels["next_id"].values)
+    following = torch.tensor(subject.labels["next_id"].values)
     row = subject.labels["row"].values
     logprob, agrees, vocab = _read_all(subject.model, read, streams, following)
     _same_output(logprob[-1], subject["next_logprob"].numpy())

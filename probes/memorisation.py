@@ -110,7 +110,7 @@ def greedy(subject: Subject, prompts: np.ndarray, tokens: int) -> np.ndarray:
     Args:
         prompts: (row, pos).
     """
-    known_RP = torch.from_numpy(np.ascontiguousarray(prompts))
+    known_RP = torch.tensor(np.ascontiguousarray(prompts))
     at_once = max(1, ROWS_TOKENS // (known_RP.shape[1] + tokens))
     written = []
     for part_RP in known_RP.split(at_once):

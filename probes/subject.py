@@ -21,8 +21,8 @@ Other sites than those declared by the probe are read with a further pass when t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,21 @@ import xarray as xr
 from torch import Tensor, nn
 
 from model.evaluation import Scores, choice_logprobs, scores_of
-from model.lm import MoELM
 from probes.exam import Exam
+from probes.inputs.checksum import checksum
 from probes.inputs.finite import check_logits, check_site, is_number, not_finite
+from probes.inputs.site_readers import reader_of
 from workbench.capture.adapters.find import find_routers
-from workbench.capture.adapters.router_site import Reading, RouterSite, probabilities
+from workbench.capture.adapters.router_site import RouterSite
 from workbench.checkpoints import Checkpoint
 from workbench.errors import UsageError
 
-CANONICAL = ("expert_ids", "router_probs", "resid_post", "logits", "next_logprob")
 ROWS_TOKENS = 4096
 """Tokens of one forward."""
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+"""Where torch keeps the hooks of a module, each under a number of its own."""
 
 
 class Subject:
@@ -54,6 +58,7 @@ class Subject:
 
     Example:
         >>> from model.config import NANO
+        >>> from model.lm import MoELM
         >>> exam = Exam(tokens=np.arange(32).reshape(4, 8), domains=("a", "a", "b", "b"))
         >>> subject = Subject(MoELM(NANO, seed=0), exam, step=100)
         >>> tuple(subject["router_probs"].shape), tuple(subject["blocks.{layer}.attn.hook_z"].shape)
@@ -78,6 +83,8 @@ class Subject:
         self.checkpoint: Checkpoint | None = None
         """Which checkpoint it was loaded from."""
         self._sites: dict[str, Tensor] = {}
+        self._sums: dict[str, int] = {}
+        """Of each site, as it was when it was read."""
         if wanted := list(dict.fromkeys(sites)):
             self._look(wanted)
 
@@ -122,12 +129,28 @@ class Subject:
         if wanted := [site for site in dict.fromkeys(sites) if site not in self._sites]:
             self._look(wanted)
 
-    def versions(self) -> dict[str, int]:
-        """How often each parameter and each site that was read has been written to in place."""
-        tensors = dict(self.model.named_parameters()) | {
-            f"site {n}": t for n, t in self._sites.items()
-        }
-        return {name: tensor._version for name, tensor in tensors.items()}
+    def state(self) -> dict[str, Any]:
+        """What a probe must leave as it was, by name: a checksum of each parameter and buffer, the
+        hooks on the modules, whether each is in training mode. About a thousandth of a pass.
+        """
+        found: dict[str, Any] = {}
+        for name, module in self.model.named_modules():
+            if hooks := [key for kind in _HOOKS for key in getattr(module, kind, ())]:
+                found[f"hooks on {name or 'the model'}"] = hooks
+            if module.training:
+                found[f"training mode of {name or 'the model'}"] = True
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            found[f"weights {name}"] = checksum(tensor)
+        return found
+
+    def changed(self, before: Mapping[str, Any]) -> list[str]:
+        """What differs from the `state` before, and the sites that were written on since the pass
+        showed them. Empty where a probe left everything as it was.
+        """
+        now = self.state()
+        names = [name for name in (*before, *now) if before.get(name) != now.get(name)]
+        sites = [n for n, site in self._sites.items() if checksum(site) != self._sums[n]]
+        return [*dict.fromkeys(names), *(f"site {name}" for name in sites)]
 
     @property
     def labels(self) -> xr.Dataset:
@@ -212,149 +235,33 @@ class Subject:
     # The pass
 
     def _look(self, wanted: Sequence[str]) -> None:
-        collectors = [_collector(self, name) for name in wanted]
-        tokens_BP = torch.from_numpy(self.exam.tokens)
+        readers = [reader_of(self, name) for name in wanted]
+        tokens_BP = torch.tensor(self.exam.tokens)
         rows = max(1, ROWS_TOKENS // tokens_BP.shape[1])
         device = next(self.model.parameters()).device
-        handles = [h for c in collectors for h in c.attach()]
+        handles: list[Any] = []
         numbers = True
         try:
+            for reader in readers:
+                handles.extend(reader.attach())
             with torch.no_grad():
                 for first in range(0, len(tokens_BP), rows):
                     part_BP = tokens_BP[first : first + rows].to(device)
                     output = self.model(part_BP)
                     logits = getattr(output, "logits", output)
-                    for collector in collectors:
-                        collector.after(part_BP, logits)
+                    for reader in readers:
+                        reader.after(part_BP, logits)
                     numbers = numbers and is_number(logits)
         finally:
             for handle in handles:
                 handle.remove()
-        found = {name: c.take() for name, c in zip(wanted, collectors, strict=True)}
+        found = {name: c.take() for name, c in zip(wanted, readers, strict=True)}
         for name, site in found.items():
             check_site(site, name, self)
         if not numbers:
             raise not_finite(self, "logits")
+        self._sums |= {name: checksum(site) for name, site in found.items()}
         self._sites |= found
-
-
-class _Routing:
-    """expert_ids or router_probs of every layer."""
-
-    def __init__(self, subject: Subject, name: str) -> None:
-        self.subject, self.routers, self.name = subject, subject.routers, name
-        self.seen: list[list[Tensor]] = [[] for _ in self.routers]
-
-    def attach(self) -> list[Any]:
-        return [
-            handle
-            for layer, (seen, router) in enumerate(zip(self.seen, self.routers, strict=True))
-            for handle in router.attach(partial(self._see, layer, seen, router))
-        ]
-
-    def _see(self, layer: int, seen: list[Tensor], router: RouterSite, reading: Reading) -> None:
-        shown = probabilities(reading.logits_TE, router.scores)
-        if not torch.isfinite(shown).all():
-            # NaN has a top-k too, but nothing was chosen.
-            raise not_finite(self.subject, f"router probabilities, layer {layer},")
-        seen.append((reading.ids_TK.long() if self.name == "expert_ids" else shown).cpu())
-
-    def after(self, tokens_BP: Tensor, logits: Tensor) -> None: ...
-
-    def take(self) -> Tensor:
-        return torch.stack([torch.cat(seen) for seen in self.seen])
-
-
-class _Output:
-    """logits or next_logprob."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.seen = name, list[Tensor]()
-
-    def attach(self) -> list[Any]:
-        return []
-
-    def after(self, tokens_BP: Tensor, logits: Tensor) -> None:
-        if self.name == "logits":
-            self.seen.append(logits.float().flatten(0, 1).cpu())
-            return
-        logprob = logits[:, :-1].float().log_softmax(-1)
-        chosen = logprob.gather(-1, tokens_BP[:, 1:, None]).squeeze(-1)
-        padded = torch.full(tokens_BP.shape, float("nan"))
-        padded[:, :-1] = chosen.cpu()
-        self.seen.append(padded.flatten())
-
-    def take(self) -> Tensor:
-        return torch.cat(self.seen)
-
-
-class _Modules:
-    """The outputs of some modules, one a layer (or one alone), stacked."""
-
-    def __init__(self, modules: Sequence[nn.Module], stacked: bool) -> None:
-        self.modules, self.stacked = modules, stacked
-        self.seen: list[list[Tensor]] = [[] for _ in modules]
-        self.rows: list[int] = []
-
-    def attach(self) -> list[Any]:
-        return [
-            module.register_forward_hook(partial(_see_output, seen))
-            for module, seen in zip(self.modules, self.seen, strict=True)
-        ]
-
-    def after(self, tokens_BP: Tensor, logits: Tensor) -> None:
-        for seen in self.seen:
-            # (row, pos, ...) becomes (token, ...); what is per assignment or per head stays.
-            if seen[-1].shape[:2] == tokens_BP.shape:
-                seen[-1] = seen[-1].flatten(0, 1)
-
-    def take(self) -> Tensor:
-        whole = [torch.cat(seen) for seen in self.seen]
-        return torch.stack(whole) if self.stacked else whole[0]
-
-
-def _see_output(seen: list[Tensor], module: nn.Module, inputs: Any, output: Any) -> None:
-    shown = output[0] if isinstance(output, tuple) else output
-    seen.append(shown.detach().float().cpu())
-
-
-def _collector(subject: Subject, name: str) -> Any:
-    if name in ("expert_ids", "router_probs"):
-        return _Routing(subject, name)
-    if name in ("logits", "next_logprob"):
-        return _Output(name)
-    modules = getattr(subject.model, "mod_dict", None) or dict(subject.model.named_modules())
-    if name == "resid_post":
-        if isinstance(subject.model, MoELM):
-            name = "blocks.{layer}.hook_resid_post"
-        else:
-            return _Modules(_decoder_layers(subject.model), stacked=True)
-    if "{layer}" not in name:
-        if name not in modules:
-            raise UsageError(f"no site {name!r} in this model; canonical ones: {CANONICAL}.")
-        return _Modules([modules[name]], stacked=False)
-    found = []
-    for layer in range(1_000_000):
-        if (full := name.format(layer=layer)) not in modules:
-            break
-        found.append(modules[full])
-    if not found:
-        raise UsageError(f"no site {name!r} in this model; canonical ones: {CANONICAL}.")
-    return _Modules(found, stacked=True)
-
-
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a transformer: of the lists of modules that lie in no other list, the one with
-    the most parameters. A block's own lists (its experts) lie in the list of blocks.
-    """
-    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    outer = [m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)]
-    if not outer:
-        raise UsageError(
-            "resid_post: found no list of blocks (nn.ModuleList) in this model; name the sites by "
-            "their modules instead."
-        )
-    return list(max(outer, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 
 def build_model(checkpoint: Checkpoint) -> nn.Module:

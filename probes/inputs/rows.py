@@ -71,7 +71,7 @@ def text_rows(
             f"{whose}: found {len(found)} of {found.shape[1]} tokens, expected one or more of at "
             f"least {at_least}; give longer ones: rows=[[...], ...]."
         )
-    return found.astype(np.int64, copy=False)
+    return found.astype(np.int64)
 
 
 def following_logprob(subject: Subject, rows: np.ndarray, model: nn.Module | None = None) -> Floats:
@@ -84,7 +84,7 @@ def following_logprob(subject: Subject, rows: np.ndarray, model: nn.Module | Non
     Returns:
         (row, pos - 1) float64: entry p is of token p + 1.
     """
-    tokens_RP = torch.from_numpy(np.ascontiguousarray(rows))
+    tokens_RP = torch.tensor(np.ascontiguousarray(rows))
     at_once = max(1, ROWS_TOKENS // tokens_RP.shape[1])
     found = []
     for part_RP in tokens_RP.split(at_once):

@@ -4,14 +4,16 @@ Needs   a checkpoint, an Exam, orders (probes with their parameters), perhaps a 
 Yields  `sit`: what each probe found, or why it could not.
 
 A failure of one probe is told in its place and stops no other, and a probe that changes what it was
-given in place fails, and the checkpoint is loaded anew for the others. At most two models are in
-memory: the checkpoint's and the reference's, which is kept for the next checkpoint of the same
-examination.
+given in place, or leaves a hook on it, fails, and the checkpoint is loaded anew for the others. Two
+models are in memory at most, and a probe's own copy: the checkpoint's and the reference's, which is
+kept for the next checkpoint of the same examination. What a probe changed is let go of before it
+is loaded anew.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from workbench.errors import WorkbenchError
 
 _HELD: dict[int, tuple[str, list[Subject]]] = {}
 """By thread: the examination, and the subjects that its next checkpoint may need."""
+_FORGOTTEN: deque[str] = deque(maxlen=1000)
+"""Examinations that are over: a task of theirs that ends later keeps nothing."""
 _LOCK = threading.Lock()
 
 
@@ -72,35 +76,49 @@ def sit(
     """
     pairs = [order for order in orders if order.probe.reads == "pair"]
     needed = [checkpoint, *([reference] if pairs and reference is not None else [])]
-    held = _held(examination, needed)
-    against = None
-    if pairs and reference is not None:
-        against = held.get(_name(reference)) or _subject(reference, exam, pairs, device)
-        held[_name(reference)] = against
-    subject = held.get(_name(checkpoint)) or _subject(checkpoint, exam, orders, device)
+    there = _held(examination, needed)
+    mine = _name(checkpoint)
+    other = _name(reference) if pairs and reference is not None else None
+
+    def load() -> None:
+        """What is needed and not there; the reference first, which later checkpoints need too."""
+        if other is not None and reference is not None and other not in there:
+            there[other] = _subject(reference, exam, pairs, device)
+        if mine not in there:
+            there[mine] = _subject(checkpoint, exam, orders, device)
+
+    load()
+    states = {name: subject.state() for name, subject in there.items()}
     outcome: Outcome = {}
     for order in orders:
-        given = [s for s in (subject, against) if s is not None]
-        before = [s.versions() for s in given]
-        outcome[order.probe.name] = _answer(order, subject, against)
-        if any(_changed(s, then) for s, then in zip(given, before, strict=True)):
-            outcome[order.probe.name] = Failure(
-                "it changed weights or sites that it was given, in place; work on "
-                "subject.copy() or on site.clone()"
-            )
-            subject = _subject(checkpoint, exam, orders, device)
-            if against is not None and reference is not None:
-                same = _name(reference) == _name(checkpoint)
-                against = subject if same else _subject(reference, exam, pairs, device)
-    kept = [subject] if against is None or against is subject else [against, subject]
+        outcome[order.probe.name] = _answer(order, there[mine], there.get(other))
+        changed = {name: subject.changed(states[name]) for name, subject in there.items()}
+        if what := [one for names in changed.values() for one in names]:
+            outcome[order.probe.name] = Failure(_told(what))
+            for name in [name for name, names in changed.items() if names]:
+                del there[name]  # before it is loaded anew: there would be a third model
+            load()
+            states = {name: subject.state() for name, subject in there.items()}
     with _LOCK:
-        _HELD[threading.get_ident()] = (examination, kept)
+        if examination not in _FORGOTTEN:
+            _HELD[threading.get_ident()] = (examination, list(there.values()))
     return outcome
 
 
+def _told(what: Sequence[str]) -> str:
+    more = f" and {len(what) - 1} more" if len(what) > 1 else ""
+    return (
+        f"it left what it was given changed ({what[0]}{more}): nothing may be written in place; "
+        f"work on subject.copy() or on site.clone(), and take off the hooks you put on"
+    )
+
+
 def forget(examination: str) -> None:
-    """Lets go of the models that are kept for the next checkpoint of an examination."""
+    """Lets go of the models that are kept for the next checkpoint of an examination, also of those
+    that a task of it still has at work.
+    """
     with _LOCK:
+        _FORGOTTEN.append(examination)
         for thread in [t for t, (name, _) in _HELD.items() if name == examination]:
             del _HELD[thread]
 
@@ -125,15 +143,11 @@ def _name(checkpoint: Checkpoint | None) -> Any:
 
 def _subject(checkpoint: Checkpoint, exam: Exam, orders: Sequence[Order], device: str) -> Subject:
     subject = Subject.of(checkpoint, exam, device=device)
-    # Where a site that one probe wants is not there, each reads its own, and only that one fails.
-    with suppress(WorkbenchError):
+    # Where a site that one probe wants is not there, or breaks the pass (others' models may raise
+    # anything), each reads its own, and only that one fails.
+    with suppress(Exception):
         subject.look(site for order in orders for site in order.probe.needs)
     return subject
-
-
-def _changed(subject: Subject, before: Mapping[str, int]) -> bool:
-    now = subject.versions()
-    return any(now.get(name) != version for name, version in before.items())
 
 
 def _answer(order: Order, subject: Subject, against: Subject | None) -> xr.Dataset | Failure:
@@ -143,6 +157,8 @@ def _answer(order: Order, subject: Subject, against: Subject | None) -> xr.Datas
             found = order.probe.function(subject, against, **order.params)
         else:
             found = order.probe.function(subject, **order.params)
+        if isinstance(found, xr.Dataset):
+            found = found.load()
     except WorkbenchError as error:
         return Failure(str(error))
     except Exception as error:  # a scientist's probe must not take the others down
@@ -152,4 +168,4 @@ def _answer(order: Order, subject: Subject, against: Subject | None) -> xr.Datas
         return Failure(f"it returned a {kind}, expected an xr.Dataset; array.to_dataset(name=...)")
     if "checkpoint" in found.dims:
         return Failure("its result has a dim 'checkpoint'; the runner adds it: return one alone")
-    return found.load()
+    return found

@@ -60,7 +60,7 @@ def taught_exam(seed=0, rows=6, items=10):
 
 
 def row_losses(model, exam):
-    tokens = torch.from_numpy(exam.tokens)
+    tokens = torch.tensor(exam.tokens)
     logprobs = model(tokens)[:, :-1].log_softmax(-1)
     return -logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1).mean(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,10 @@ import xarray as xr
 import workbench as wb
 from probes import registry, subject
 from probes.exam import Exam
-from probes.examine import examine, holds
+from probes.examine import examine
 from probes.registry import find, probe
 from probes.running import one_pass, series
+from probes.running.kept import holds
 from workbench.errors import ProbeFailed, RunNotFound, UsageError
 
 
@@ -326,7 +328,7 @@ def test_workers_give_the_same_numbers_and_failures_are_tried_again(run_path, tm
         f"""
         import distributed, torch, warnings
         import workbench as wb
-        from probes.examine import examine, holds
+        from probes.examine import examine
 
         if __name__ == "__main__":
             warnings.simplefilter("ignore")
@@ -526,7 +528,7 @@ def test_a_site_that_is_not_there_costs_only_the_probe_that_wants_it(run_path):
     assert examine(run, "norms", compute=False)
 
 
-@pytest.mark.parametrize("what", ["site", "weight"])
+@pytest.mark.parametrize("what", ["site", "weights"])
 def test_a_probe_that_writes_on_what_it_was_given_fails_alone(run_path, what):
     @probe("vandal", question="?", reads="checkpoint", needs=("resid_post",))
     def vandal(subject):
@@ -542,11 +544,142 @@ def test_a_probe_that_writes_on_what_it_was_given_fails_alone(run_path, what):
         return xr.Dataset({"size": ((), size)})
 
     run = wb.open_run(run_path)
-    with pytest.raises(ProbeFailed, match=r"'vandal' failed.*in place; work on subject.copy"):
+    with pytest.raises(ProbeFailed, match=rf"'vandal' failed.*\({what}.*work on subject.copy"):
         examine(run, "vandal", "mean")
     kept = examine(run, "mean", compute=False)["mean"]["size"].values
     alone = examine(run, "mean", keep=False)["mean"]["size"].values
     np.testing.assert_array_equal(kept, alone)
+
+
+def _through_numpy(subject):
+    subject["resid_post"].numpy()[0, 0] = 7.0
+
+
+def _through_data(subject):
+    subject.model.embed.weight.data.mul_(2)
+
+
+def _on_a_site_of_its_own(subject):
+    subject["router_probs"].numpy()[:] = 0.5
+
+
+def _by_exchange(subject):
+    with torch.no_grad():
+        for block in subject.model.blocks:
+            for parameter in block.mlp.parameters():
+                parameter.copy_(parameter.flip(0))
+
+
+def _with_a_hook(subject):
+    subject.model.blocks[0].register_forward_hook(lambda module, given, out: out * 0)
+
+
+def _by_training(subject):
+    subject.model.train()
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        (_through_numpy, "site resid_post"),
+        (_through_data, r"weights \S*embed"),
+        (_on_a_site_of_its_own, "site router_probs"),
+        (_by_exchange, "weights blocks.0.mlp"),
+        (_with_a_hook, "hooks on blocks.0"),
+        (_by_training, "training mode of"),
+    ],
+)
+def test_no_door_is_left_through_which_a_probe_reaches_what_the_others_see(run_path, how, named):
+    @probe("vandal", question="?", reads="pair", needs=("resid_post",))
+    def vandal(subject, reference):
+        how(reference)
+        return xr.Dataset({"x": ((), 1.0)})
+
+    @probe("mean", question="?", reads="pair", needs=("resid_post",))
+    def mean(subject, reference):
+        tokens = torch.tensor(reference.exam.tokens)
+        size = reference["resid_post"].sum() + reference["router_probs"].square().sum()
+        return xr.Dataset({"size": ((), (size + reference.logits(tokens).sum()).item())})
+
+    some = wb.open_run(run_path).checkpoints[-2:]
+    with pytest.raises(ProbeFailed, match=rf"'vandal' failed at 2 of 2.*\({named}"):
+        examine(some, "vandal", "mean")
+    kept = examine(some, "mean", compute=False)["mean"]["size"].values
+    alone = examine(some, "mean", keep=False)["mean"]["size"].values
+    np.testing.assert_array_equal(kept, alone)
+
+
+def test_the_tokens_and_what_is_known_of_them_refuse_to_be_written_on():
+    mine = np.arange(16).reshape(2, 8)
+    exam = Exam(tokens=mine, domains=("a", "b"))
+    mine[0, 0] = 5
+    assert exam.tokens[0, 0] == 0
+    for one in (exam, pickle.loads(pickle.dumps(exam))):  # as a worker has it
+        for array in (one.tokens, *(column.values for column in one.labels.values())):
+            with pytest.raises(ValueError, match="read-only"):
+                array[:1] = array[-1:]
+        one.labels["row"] = one.labels["row"] + 1
+        assert one.labels["row"].values[0] == 0
+
+
+def test_a_changed_model_is_let_go_of_before_it_is_loaded_anew(run_path, monkeypatch):
+    models: list[weakref.ref] = []
+    alive: list[int] = []
+    build = subject.build_model
+
+    def counted(checkpoint):
+        models.append(weakref.ref(model := build(checkpoint)))
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in models))
+        return model
+
+    @probe("vandal", question="?", reads="pair")
+    def vandal(subject, reference):
+        for one in (subject, reference):
+            one.model.embed.weight.data.zero_()
+        return xr.Dataset({"x": ((), 1.0)})
+
+    monkeypatch.setattr(subject, "build_model", counted)
+    with pytest.raises(ProbeFailed, match="'vandal'"):
+        examine(wb.open_run(run_path).checkpoints[-3:], "vandal", keep=False)
+    assert len(alive) > 4
+    assert max(alive) == 2
+
+
+@pytest.mark.parametrize(
+    ("site", "says"),
+    [
+        ("blocks.0.unused", "was not called in the pass"),
+        ("blocks.0.pair", "gives a dict, expected a tensor"),
+        ("blocks.{layer}{other}", "no site"),
+    ],
+)
+def test_a_site_that_gives_no_tensor_costs_only_the_probe_that_wants_it(run_path, site, says):
+    class Pair(torch.nn.Module):
+        def forward(self, x):
+            return {"x": x}
+
+    def build(checkpoint):
+        model = subject.build_model(checkpoint)
+        block = model.blocks[0]
+        block.unused, block.pair = torch.nn.Linear(2, 2), Pair()
+        block.register_forward_hook(lambda module, given, out: module.pair(out)["x"])
+        model.mod_dict = dict(model.named_modules())
+        return model
+
+    _norms()
+    _moved()
+
+    @probe("asks", question="?", reads="checkpoint", needs=(site,))
+    def asks(subject):
+        return xr.Dataset({"x": ((), subject[site].sum())})
+
+    run = wb.open_run(run_path)
+    exam = replace(Exam.of(run), build=build)
+    with pytest.raises(ProbeFailed, match=rf"'asks' failed at 2 of 2.*{says}") as told:
+        examine(run.checkpoints[-2:], "asks", "norms", "moved", exam=exam)
+    assert "'norms'" not in str(told.value)
+    assert "'moved'" not in str(told.value)
 
 
 def test_results_that_do_not_fit_together_are_told_and_cost_no_other(run_path):

@@ -68,7 +68,7 @@ def by_whole_forwards(subject, layer, expert, way):
         handles = [keep, silence]
     try:
         scores = subject.scores()
-        tokens = torch.from_numpy(subject.exam.tokens)
+        tokens = torch.tensor(subject.exam.tokens)
         logprobs = subject.logits(tokens)[:, :-1].double().log_softmax(-1)
     finally:
         for handle in handles:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
-from probes.subject import _decoder_layers, build_model
+from probes.inputs.site_readers import _decoder_layers
+from probes.subject import build_model
 from workbench.errors import UsageError
 
 
