@@ -55,3 +55,7 @@ class StoreDamaged(WorkbenchError, RuntimeError):
 
 class ProbeFailed(WorkbenchError, RuntimeError):
     """A probe, or a checkpoint that it was to look at, failed; the rest was computed and kept."""
+
+
+class DrawingFailed(WorkbenchError, RuntimeError):
+    """A picture of a figure could not be drawn: what draws it is missing, or failed."""

@@ -23,6 +23,8 @@ from workbench.app.checkpoint_commands import checkpoints
 from workbench.app.compare_command import compare_command
 from workbench.app.echo import echo
 from workbench.app.export_command import export_command
+from workbench.app.lab_command import lab
+from workbench.app.plot_command import plot_command
 from workbench.app.probe_commands import probe_command
 from workbench.app.store_commands import gc, results, verify
 
@@ -171,31 +173,6 @@ def report(run: Path, out: Path | None, causes: bool, as_json: bool) -> None:
 
 
 @commands.command()
-@click.argument("name")
-@RUN
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="By default NAME.html.")
-@click.option("--branch", default=None, help="Arm to draw, where the figure shows one.")
-@click.option(
-    "--x", type=click.Choice(["step", "tokens", "utc"]), default="step", show_default=True
-)
-def plot(name: str, run: Path, out: Path | None, branch: str | None, x: str) -> None:
-    """Draw the figure NAME of RUN as an HTML page: loss, emergence, arms, router-load, balance or
-    saturation.
-    """
-    from workbench import figures, open_run
-    from workbench.app.plots import draw
-    from workbench.errors import UsageError
-
-    figure = draw(name, open_run(run, branch), x=x)  # type: ignore[arg-type]
-    out = out or Path(f"{name}.html")
-    if out.is_dir() or (out.parent.exists() and not out.parent.is_dir()):
-        raise UsageError(f"-o {out}: expected a file to write, for example {name}.html.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(figures.to_html(figure))
-    echo(str(out))
-
-
-@commands.command()
 @click.argument("model", default="nano")
 @click.option("--batch", type=click.IntRange(min=1), default=None, help="Rows of a step.")
 @click.option("--length", type=click.IntRange(min=1), default=None, help="Positions of a row.")
@@ -240,26 +217,9 @@ def doctor(
     sys.exit(0 if checkup.healthy else 1)
 
 
-@commands.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("notebooks"))
-def lab(folder: Path) -> None:
-    """Open JupyterLab on the notebooks."""
-    import subprocess
-    from importlib.util import find_spec
-
-    from workbench.errors import UsageError
-
-    if find_spec("jupyterlab") is None:
-        raise UsageError(
-            "JupyterLab is not installed: pip install 'training-dynamics-workbench[lab]'."
-        )
-    if not folder.is_dir():
-        raise UsageError(f"no folder {folder}: give the folder of the notebooks.")
-    sys.exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
-
-
 for command in (
-    checkpoints, compare_command, export_command, gc, probe_command, results, verify,
+    checkpoints, compare_command, export_command, gc, lab, plot_command, probe_command, results,
+    verify,
 ):  # fmt: skip
     commands.add_command(command)
 

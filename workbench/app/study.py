@@ -150,12 +150,12 @@ class Study:
     @cached_property
     def train(self) -> dict[str, xr.Dataset]:
         """(step) training curves by arm."""
-        return self._each("training curves", _curves)
+        return self._each("training curves", curves_of)
 
     @cached_property
     def loads(self) -> dict[str, xr.DataArray]:
         """(step, layer, expert) load by arm."""
-        return self._each("router load", _load)
+        return self._each("router load", load_of)
 
     @cached_property
     def balances(self) -> dict[str, xr.Dataset]:
@@ -250,7 +250,7 @@ class Study:
         found = {}
         for name, arm in self.arms.items():
             try:
-                value = _with_clocks(measure(arm), arm)
+                value = with_clocks(measure(arm), arm)
                 found[name] = value.assign_attrs(run=self.run.name, branch=name)
             except (RunNotFound, UsageError, SchemaError) as error:
                 self.missing[f"{what} of {name}"] = str(error)
@@ -263,28 +263,33 @@ class Study:
             return None
 
 
-def is_long(run: Run) -> bool:
-    """Whether the figures of every step are drawn from overviews of the run."""
-    return run.step_count > LONG
+def is_long(source: Run | Window) -> bool:
+    """Whether the figures of every step are drawn from overviews of it."""
+    steps = source.stop - source.start if isinstance(source, Window) else source.step_count
+    return steps > LONG
 
 
-def _load(run: Run) -> xr.DataArray:
-    if not is_long(run):
-        return probes.expert_load(run)
-    load = probes.expert_load(run, points=LONG_POINTS)
+def load_of(source: Run | Window) -> xr.DataArray:
+    """(step, layer, expert) load; of a long source from its overview."""
+    if not is_long(source):
+        return probes.expert_load(source)
+    load = probes.expert_load(source, points=LONG_POINTS)
     # The clocks come from an overview too: whole, they are as long as the run.
-    bins = by_step(run.overview("train", points=LONG_POINTS))
+    bins = by_step(source.overview("train", points=LONG_POINTS))
     clocks = [name for name in ("tokens_seen", "utc") if name in bins]
     if not np.array_equal(bins["step"], load["step"]):
         return load
     return load.assign_coords({name: ("step", bins[name].values) for name in clocks})
 
 
-def _curves(run: Run) -> xr.Dataset:
-    return by_step(run.overview("train", points=LONG_POINTS)) if is_long(run) else run.train
+def curves_of(source: Run | Window) -> xr.Dataset:
+    """(step) training curves; of a long source means from its overview, extremes beside them."""
+    if not is_long(source):
+        return source.train
+    return by_step(source.overview("train", points=LONG_POINTS))
 
 
-def _with_clocks(value: Measured, arm: Run) -> Measured:
+def with_clocks(value: Measured, arm: Run) -> Measured:
     """`value` with tokens and UTC beside its steps, where the run kept them, for any x axis."""
     dim = next((d for d in ("step", "checkpoint") if d in value.dims and d in value.coords), None)
     has = set(value.coords) | (set(value.data_vars) if isinstance(value, xr.Dataset) else set())

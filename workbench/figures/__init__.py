@@ -11,6 +11,7 @@
     wb.figures.lesions(lesion, task=...)  which experts does it need?
     wb.figures.probe_result(found)        what did any probe find?
     wb.figures.to_html(fig)               one self-contained page; the only way out of a notebook
+    wb.figures.save(fig, "load.png")      a file: .html, .png, .svg, .json, or .csv of its table
 
 Every figure holds a sentence in words, a table and its provenance: `wb.figures.caption_of(fig)`.
 Names are imported when they are first used, so that a command that draws nothing does not load
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from workbench.figures.probe_lines import probe_result as probe_result
     from workbench.figures.router_load import expert_load as expert_load
     from workbench.figures.router_saturation import saturation as saturation
+    from workbench.figures.saved import save as save
     from workbench.figures.template import arm_colors as arm_colors
     from workbench.figures.training_loss import loss as loss
     from workbench.figures.transplant_waterfall import transplant as transplant
@@ -52,6 +54,7 @@ _HOMES = {
     "lesions": "lesion_curves",
     "probe_result": "probe_lines",
     "to_html": "page",
+    "save": "saved",
     "show_config": "figure",
     "caption_of": "caption",
     "Caption": "caption",

@@ -48,15 +48,17 @@ class Binned:
 
 
 def by_step(ds: xr.Dataset) -> xr.Dataset:
-    """A dataset along `step`: `ds` itself, or an overview's means at the last step of each bin.
+    """A dataset along `step`: `ds` itself, or an overview's means at the last step of each bin,
+    their extremes beside them.
 
     Clocks count to the end of a bin, so of these the greatest is taken.
     """
     if "bin" not in ds.dims:
         return ds
     ends = {n: ds[f"{n}_max"] for n in ("tokens_seen", "utc") if f"{n}_max" in ds}
-    means = [n for n in map(str, ds.data_vars) if not n.endswith(("_min", "_max"))]
-    short = ds[means].assign(ends).rename(bin="step")
+    apart = {f"{n}_{end}" for n in ends for end in ("min", "max")}
+    short = ds[[n for n in map(str, ds.data_vars) if n not in apart]].assign(ends)
+    short = short.rename(bin="step")
     return short.assign_coords(step=ds["last_step"].values).drop_vars("last_step")
 
 
