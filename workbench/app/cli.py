@@ -21,6 +21,7 @@ import click
 from workbench import __version__
 from workbench.app.checkpoint_commands import checkpoints
 from workbench.app.compare_command import compare_command
+from workbench.app.dashboard_command import dashboard_command
 from workbench.app.echo import echo
 from workbench.app.export_command import export_command
 from workbench.app.lab_command import lab
@@ -220,6 +221,7 @@ def doctor(
 for command in (
     checkpoints, compare_command, export_command, gc, lab, plot_command, probe_command, results,
     verify,
+    dashboard_command,
 ):  # fmt: skip
     commands.add_command(command)
 

@@ -1,0 +1,273 @@
+"""Live run: a run that may be being written, and what the pages show of it, each read once.
+
+Needs   a run's folder.
+Yields  LiveRun, for as long as the server lives; `moment`, what a view shows of it now: Moment.
+
+Several browsers may ask at once and share what was read; one asks at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+
+import probes
+from workbench.app.dashboard.health import Health, health
+from workbench.app.dashboard.holder import holder_of
+from workbench.app.dashboard.live_record import LiveRecord
+from workbench.app.dashboard.view import View
+from workbench.app.study import Study
+from workbench.errors import RunNotFound
+from workbench.figures.bins import by_step
+from workbench.figures.marks import Mark, marks_of
+from workbench.figures.template import arm_colors
+from workbench.run import Run, Window, open_run
+from workbench.store.snapshot import Snapshot
+
+CURVES = ("loss", "lr", "grad_norm", "tokens_seen", "utc", "capture_seconds", "captured_every")
+ROUTER = ("assignments", "tokens", "entropy", "margin", "topk_mass", "near_tie")
+CURVE_POINTS = 120
+"""Points of a training curve, up to twice as many."""
+CELLS = 20_000
+"""Cells of an image of loads, up to twice as many: what a refresh may send."""
+KEPT_RECORDS = 24
+N_BOOT = 200
+"""Bootstrap draws of the intervals on a live page."""
+
+T = TypeVar("T")
+
+
+class LiveRun:
+    """A run, followed.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        RunNotFound: no run there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.run = open_run(path)
+        self.lock = threading.RLock()
+        self._arms: dict[str, Run] = {self.run.branch: self.run}
+        self._records: OrderedDict[tuple[Any, ...], LiveRecord] = OrderedDict()
+        self._computed: dict[str, tuple[Any, Any]] = {}
+
+    def moment(self, view: View) -> Moment:
+        """What `view` shows of the run, as it is now."""
+        self.run.refresh()
+        arms = list(Study(self.run).arms)
+        arm = view.arm if view.arm in arms else self._liveliest(arms)
+        moment = Moment(self, self.arm(arm).refresh(), view, arms)
+        layers, experts = moment.sizes
+        fitted = replace(view, arm=arm).within(
+            arms=arms, layers=layers, experts=experts, last_step=moment.last_step
+        )
+        # An arm that was not asked for stays unsaid: the link goes on to follow the liveliest.
+        return replace(moment, view=replace(fitted, arm=arm if view.arm == arm else ""))
+
+    def arm(self, name: str) -> Run:
+        """The run seen from one of its branches, opened once."""
+        if name not in self._arms:
+            self._arms[name] = self.run.arm(name)
+        return self._arms[name]
+
+    def record(
+        self, run: Run, group: str, variables: tuple[str, ...], points: int, view: View
+    ) -> LiveRecord:
+        """The record of a stretch, which goes on from where it was read to."""
+        if run.store is None:
+            raise RunNotFound(f"the run {run.path} has no record yet.")
+        key = (run.branch, group, points, view.start, view.stop)
+        record = self._records.pop(key, None) or LiveRecord(
+            run.store, run.branch, group, variables,
+            points=points, start=view.start, stop=view.stop,
+        )  # fmt: skip
+        self._records[key] = record
+        while len(self._records) > KEPT_RECORDS:
+            self._records.popitem(last=False)
+        return record
+
+    def once(self, name: str, depends_on: Any, compute: Callable[[], T]) -> T:
+        """What `compute` gives, kept until `depends_on` changes."""
+        kept = self._computed.get(name)
+        if kept is None or kept[0] != depends_on:
+            kept = self._computed[name] = (depends_on, compute())
+        return kept[1]
+
+    def _liveliest(self, arms: list[str]) -> str:
+        """The arm that somebody writes to; else the first."""
+        store = self.run.store
+        folder = self.run.path / "store" / "locks"
+        if store is not None and folder.is_dir():
+            for arm in arms:
+                holder = holder_of(folder / f"{arm}.lock")
+                if holder is not None and holder.state == "alive":
+                    return arm
+        return next(iter(arms), self.run.branch)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A view of a run at one moment. Everything is read when it is first asked for."""
+
+    live: LiveRun
+    run: Run
+    """Opened on the arm that is shown, refreshed."""
+    view: View
+    """What was asked, fitted to the run."""
+    arms: list[str]
+    _states: dict[str, Snapshot | None] = field(default_factory=dict)
+
+    @cached_property
+    def now(self) -> Snapshot | None:
+        """The arm's newest state; None where nothing was recorded of it."""
+        return self.state_of(self.run.branch)
+
+    def state_of(self, arm: str) -> Snapshot | None:
+        """The newest state of an arm, read once a moment."""
+        store = self.run.store
+        if arm not in self._states:
+            there = store is not None and arm in store.branches
+            self._states[arm] = store.read(arm) if store is not None and there else None
+        return self._states[arm]
+
+    @property
+    def pulse(self) -> str:
+        """A word that changes when anything does that a page shows."""
+        run = self.run
+        tips = [run.store.tip(b) for b in run.store.branches] if run.store else []
+        results = ""
+        if run.store and "_results" in run.store.repository.list_branches():
+            results = run.store.repository.lookup_branch("_results")
+        saved = max((stamp for _, stamp in run.index.files()), default="")
+        return "|".join(map(str, (run.state, tips, results, saved, run.attrs.get("capture"))))
+
+    @property
+    def last_step(self) -> int:
+        """Of the arm."""
+        return self.run.last_step
+
+    @property
+    def stop(self) -> int:
+        """The last step that is shown."""
+        return self.last_step if self.view.stop is None else self.view.stop
+
+    @cached_property
+    def window(self) -> Window:
+        """The steps that are shown."""
+        return self.run.window(start=self.view.start, stop=max(self.stop, self.view.start + 1))
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Layers, and experts of each; 0 where nothing was recorded."""
+        return (len(self.now.layout.layers), self.now.layout.experts) if self.now else (0, 0)
+
+    @cached_property
+    def marks(self) -> tuple[Mark, ...]:
+        return tuple(marks_of(self.run))
+
+    @cached_property
+    def colors(self) -> dict[str, str]:
+        return arm_colors(self.arms)
+
+    def curves_of(self, arm: str) -> xr.Dataset:
+        """(step) training curves of an arm, few points of them.
+
+        Raises:
+            RunNotFound: there are none in these steps.
+        """
+        return self._noted(by_step(self._bins(arm, "train", CURVES, CURVE_POINTS)), arm)
+
+    def router_of(self, arm: str) -> LiveRecord:
+        """The routers' record of an arm, few points of it."""
+        layers, experts = self.sizes
+        points = max(24, min(200, CELLS // max(1, layers * experts)))
+        record = self._record(arm, "router", ROUTER, points)
+        _ = record.bins  # refused here where there is nothing
+        return record
+
+    def load_of(self, arm: str) -> xr.DataArray:
+        """(step, layer, expert) load of an arm, with its clocks."""
+        load = probes.expert_load(self.router_of(arm), points=1)
+        return self._noted(self._clocked(load, arm), arm)
+
+    def balance_of(self, arm: str) -> xr.Dataset:
+        """(step, layer) balance of an arm, each over the steps of a point."""
+        bins = self.router_of(arm).bins
+        counts = xr.Dataset(
+            {
+                name: ((bins[name] * bins["rows"]).round().astype("int64"))
+                for name in ("assignments", "tokens")
+            },
+            attrs={"k": bins.attrs["k"]},
+        )
+        counts = counts.rename(bin="step").assign_coords(step=counts["last_step"].values)
+        found = probes.balance(counts.drop_vars(["last_step"]))
+        return self._noted(self._clocked(found, arm), arm)
+
+    def router_lines_of(self, arm: str) -> xr.Dataset:
+        """(step, layer) means of what the routers were sure of, few points of them."""
+        bins = self.router_of(arm).bins
+        lines = by_step(bins[[n for n in ROUTER if f"{n}_min" in bins]])
+        return self._noted(self._clocked(lines, arm), arm)
+
+    @cached_property
+    def curves(self) -> xr.Dataset | None:
+        """The arm's training curves to its very end, as an overview; None where there are none."""
+        try:
+            follow = replace(self, view=replace(self.view, start=0, stop=None))
+            return follow._bins(self.run.branch, "train", CURVES, CURVE_POINTS)
+        except RunNotFound:
+            return None
+
+    @cached_property
+    def health(self) -> Health:
+        return health(self.run, self.now, self.curves)
+
+    @cached_property
+    def study(self) -> Study:
+        """The study of what was evaluated, up to the newest checkpoint."""
+        return Study(self.run, n_boot=N_BOOT)
+
+    def evaluated(self, name: str, compute: Callable[[Study], T]) -> T:
+        """Something about evaluations, computed again when one was added."""
+        states = {arm: self.state_of(arm) for arm in self.arms}
+        done = {a: s.end("evaluations", "checkpoint") for a, s in states.items() if s is not None}
+        return self.live.once(name, (tuple(self.arms), done), lambda: compute(self.study))
+
+    def _record(self, arm: str, group: str, variables: tuple[str, ...], points: int) -> LiveRecord:
+        run = self.run if arm == self.run.branch else self.live.arm(arm)
+        record = self.live.record(run, group, variables, points, self.view)
+        now = self.state_of(arm)
+        if now is None:
+            raise RunNotFound(f"nothing is recorded of branch {arm!r} yet.")
+        record.refresh(now)
+        return record
+
+    def _bins(self, arm: str, group: str, variables: tuple[str, ...], points: int) -> xr.Dataset:
+        return self._record(arm, group, variables, points).bins
+
+    def _noted(self, found: Any, arm: str) -> Any:
+        window = f"steps {self.view.start + 1:,} to {self.stop:,}"
+        return found.assign_attrs(run=self.run.name, branch=arm, window=window)
+
+    def _clocked(self, found: Any, arm: str) -> Any:
+        """With tokens and UTC at its steps, as the training curves tell them."""
+        try:
+            train = self._bins(arm, "train", CURVES, CURVE_POINTS)
+        except RunNotFound:
+            return found
+        ends = {n: train[f"{n}_max"].values for n in ("tokens_seen", "utc") if f"{n}_max" in train}
+        steps = found["step"].values
+        told = {n: np.interp(steps, train["last_step"].values, v) for n, v in ends.items()}
+        return found.assign_coords({n: ("step", v) for n, v in told.items()})

@@ -1,0 +1,17 @@
+"""Compare: to come.
+
+Needs   a Moment.
+Yields  `panels`.
+"""
+
+from __future__ import annotations
+
+from workbench.app.dashboard.live_run import Moment
+from workbench.app.dashboard.panel import Panel
+
+TITLE = "Compare"
+
+
+def panels(moment: Moment) -> list[Panel]:
+    """Nothing yet."""
+    return []

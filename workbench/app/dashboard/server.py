@@ -1,0 +1,111 @@
+"""Server: the dashboard of a run on a port of this machine.
+
+Needs   a run's folder; the packages dash and waitress (extra [dashboard]).
+Yields  `serve`, which answers until it is interrupted; `application`, the WSGI application.
+
+On a loopback address anybody who is on this machine may look, and nobody else. On any other a token
+is asked for; without one given, one is made and printed once, in the address to open.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from workbench.app.dashboard.guard import Guard
+
+THREADS = 4
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
+_PREFIX = re.compile(r"/([A-Za-z0-9_.~@%:-]+/)*")
+
+
+def serve(
+    run: str | Path, *, host: str = "127.0.0.1", port: int = 8050, token: str | None = None,
+    prefix: str = "/", say: Callable[[str], object] = lambda text: None,
+) -> None:  # fmt: skip
+    """Answers until it is interrupted.
+
+    Args:
+        run: the run's folder.
+        host: address to listen on.
+        port: 0 for any that is free.
+        token: what a browser must show; by default none on loopback, and one that is made and said
+            elsewhere.
+        prefix: path that a proxy puts before every path, such as "/user/ada/dashboard/".
+        say: is told the address, once.
+
+    Raises:
+        UsageError: the packages are missing, the port is taken, the token is too short.
+        RunNotFound: no run there.
+    """
+    require_packages()
+    from waitress.server import create_server  # type: ignore[import-untyped]
+
+    from workbench.app.dashboard.guard import is_loopback
+
+    token = check_token(token) if token else "" if is_loopback(host) else secrets.token_urlsafe(24)
+    guarded = application(run, host=host, port=port, token=token, prefix=prefix)
+    try:
+        server: Any = create_server(
+            guarded, host=host, port=port, threads=THREADS, ident=None,
+        )  # fmt: skip
+    except OSError as error:
+        raise UsageError(
+            f"port {port} of {host} cannot be listened on ({error.strerror or error}): choose "
+            f"another with --port, or --port 0 for any that is free."
+        ) from error
+    shown = f"[{host}]" if ":" in host else host
+    asked = f"?token={token}" if token else ""
+    say(f"http://{shown}:{server.effective_port}/{asked}")
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+def application(
+    run: str | Path, *, host: str = "127.0.0.1", port: int = 0, token: str = "", prefix: str = "/"
+) -> Guard:
+    """The dashboard as a WSGI application."""
+    from workbench.app.dashboard.frame import make_app
+    from workbench.app.dashboard.guard import Guard
+    from workbench.app.dashboard.live_run import LiveRun
+
+    if not _PREFIX.fullmatch(prefix):
+        raise UsageError(f"--prefix {prefix!r}: expected a path such as /user/ada/dashboard/.")
+    app = make_app(LiveRun(run), prefix)
+    return Guard(
+        app.server, host=host, token=token, scripts=app.csp_hashes(),
+        cookie=f"workbench_dashboard_{port}",
+    )  # fmt: skip
+
+
+def check_token(token: str) -> str:
+    """The token, if it can be one.
+
+    Example:
+        >>> check_token("a" * 16) == "a" * 16
+        True
+    """
+    if not _TOKEN.fullmatch(token):
+        raise UsageError(
+            "--token: expected 16 to 200 letters, digits, - and _; leave it out to have one made."
+        )
+    return token
+
+
+def require_packages() -> None:
+    """UsageError with the remedy where dash or waitress is not installed."""
+    missing = [name for name in ("dash", "waitress") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the dashboard needs {' and '.join(missing)}: "
+            f"pip install 'training-dynamics-workbench[dashboard]'."
+        )
