@@ -1,0 +1,1 @@
+"""`workbench lab`: JupyterLab on a working copy of the notebooks, with a tile for the dashboard."""
