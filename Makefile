@@ -17,11 +17,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train, fork, evaluate, report: about five minutes on two cores
 	$(BIN)/workbench demo --into runs/demo $(if $(FRESH),--fresh)
 
+# A worker a core and a thread a worker; a file stays with one worker, as its fixtures do.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## the whole suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY)  ## without what takes more than ten seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ def ends():
     registry.names()
     before = dict(registry._KNOWN)
 
-    @probe("ends", question="Where does it end?", reads="record")
+    @probe("its-end", question="Where does it end?", reads="record")
     def ends(source, *, plus: int = 0):
         stop = source.stop if hasattr(source, "stop") else source.last_step
         return xr.Dataset({"end": ((), float(stop + plus), {"units": "steps"})})
@@ -55,11 +55,11 @@ def _shown(path, branch):
 
 def test_the_whole_branch_is_shown_before_a_newer_window_of_it(two_arms):
     run = wb.open_run(two_arms, "continue")
-    examine(run, "ends")
-    examine(run.window(stop=50), "ends")
-    examine(run, "ends", params={"ends": {"plus": 1}})
+    examine(run, "its-end")
+    examine(run.window(stop=50), "its-end")
+    examine(run, "its-end", params={"its-end": {"plus": 1}})
     _, shown = _shown(two_arms, "continue")
-    assert shown.title == "ends (continue)"
+    assert shown.title == "its-end (continue)"
     assert float(shown.result["end"]) == run.last_step
 
 
@@ -67,16 +67,16 @@ def test_a_window_and_parameters_stand_in_the_title_and_the_code_reads_that_very
     two_arms,
 ):
     run = wb.open_run(two_arms, "continue")
-    examine(run.window(start=20, stop=50), "ends", params={"ends": {"plus": 1}})
+    examine(run.window(start=20, stop=50), "its-end", params={"its-end": {"plus": 1}})
     study, shown = _shown(two_arms, "continue")
-    assert shown.title == "ends (continue; plus=1, steps 21 to 50)"
+    assert shown.title == "its-end (continue; plus=1, steps 21 to 50)"
     scope: dict = {}
     exec(shown.code(study), scope)
     assert float(scope["found"]["end"]) == 51
 
 
 def test_the_code_of_a_plain_result_runs(two_arms):
-    examine(wb.open_run(two_arms, "continue"), "ends")
+    examine(wb.open_run(two_arms, "continue"), "its-end")
     study, shown = _shown(two_arms, "continue")
     scope: dict = {}
     exec(shown.code(study), scope)
