@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import icechunk as ic
 import xarray as xr
@@ -26,6 +27,7 @@ import zarr
 
 from workbench.errors import RunNotFound, SchemaError
 from workbench.provenance import provenance
+from workbench.store.damage import READING
 from workbench.store.result_form import ASIDE as PUT_ASIDE
 from workbench.store.result_form import encoding, from_form, to_form
 from workbench.store.result_key import HOME, NAMED, Asked, check_name, digest
@@ -34,6 +36,7 @@ from workbench.store.run_store import RunStore
 BRANCH = "_results"
 ASIDE = "_results-new"
 """Where what stays is written while something is dropped."""
+Taken = TypeVar("Taken")
 Paths = list[str]
 Kept = list[xr.Dataset | None]
 """Named, because `Results.list` hides the built-in inside the class."""
@@ -113,10 +116,11 @@ class Results:
         found = self._open(asked.path)
         if found is not None:
             return found
-        self._keep({asked.path: _noted(asked.named(), compute())})
+        noted = _noted(asked.named(), compute())
+        self._keep({asked.path: noted})
+        # Another process may have dropped it again: what was computed is true all the same.
         kept = self._open(asked.path)
-        assert kept is not None
-        return kept
+        return kept if kept is not None else from_form(noted)
 
     def keep(self, computed: Iterable[tuple[Asked, xr.Dataset]]) -> None:
         """Keep many results in one commit; those that are kept already stay as they are.
@@ -126,10 +130,15 @@ class Results:
         """
         self._keep({a.path: _noted(a.named(), ds) for a, ds in computed})
 
-    def kept(self, asked: Iterable[Asked]) -> Kept:
-        """The result of each, lazy; None where there is none. Looks the branch up once."""
-        root = self._root()
-        return [self._open(a.path, root) for a in asked]
+    def kept(self, asked: Iterable[Asked], *, load: bool = False) -> Kept:
+        """The result of each, lazy; None where there is none. Looks the branch up once.
+
+        Args:
+            load: read them whole: what another process drops meanwhile is then None too, where a
+                lazy one fails later, when it is read and its space was freed.
+        """
+        paths = [a.path for a in asked]
+        return self._read(lambda root: [_opened(path, root, load) for path in paths])
 
     def get(
         self,
@@ -151,16 +160,7 @@ class Results:
 
     def list(self, probe: str | None = None) -> list[Stored]:
         """Every result that is kept, or those of one probe, by name and time."""
-        root = self._root()
-        home = root.get(HOME) if root is not None else None
-        if not isinstance(home, zarr.Group):
-            return []
-        found = [
-            _stored(name, key, group)
-            for name, below in home.groups()
-            if probe in (None, name)
-            for key, group in below.groups()
-        ]
+        found = self._read(lambda root: _listed(probe, root))
         return sorted(found, key=lambda s: (s.probe, s.utc, s.key))
 
     def drop(self, probe: str | None = None) -> int:
@@ -185,30 +185,46 @@ class Results:
 
     # The branch
 
-    def _root(self) -> zarr.Group | None:
-        if BRANCH not in self.store.repository.list_branches():
+    def _tip(self) -> str | None:
+        """The branch's last snapshot; None where there is no branch."""
+        repository = self.store.repository
+        while BRANCH in repository.list_branches():
+            # Dropped between the two looks: then it is not in the next list.
+            with suppress(ic.IcechunkError):
+                return repository.lookup_branch(BRANCH)
+        return None
+
+    def _root(self, tip: str | None) -> zarr.Group | None:
+        if tip is None:
             return None
-        session = self.store.repository.readonly_session(BRANCH)
+        session = self.store.repository.readonly_session(snapshot_id=tip)
         try:
             return zarr.open_group(session.store, mode="r", zarr_format=3)
         except FileNotFoundError:
             return None
 
-    def _open(self, path: str, root: zarr.Group | None = None) -> xr.Dataset | None:
-        root = root or self._root()
-        if root is None or path not in root:
-            return None
-        ds = xr.open_dataset(
-            root.store, engine="zarr", group=path, consolidated=False, zarr_format=3  # type: ignore[arg-type]
-        )  # fmt: skip
-        return from_form(ds)
+    def _read(self, take: Callable[[zarr.Group | None], Taken]) -> Taken:
+        """What `take` reads in the branch; in the branch as it is now where another process wrote
+        it anew meanwhile and freed the space of what was read.
+        """
+        tip = self._tip()
+        while True:
+            try:
+                return take(self._root(tip))
+            except READING:
+                before, tip = tip, self._tip()
+                if tip == before:
+                    raise
+
+    def _open(self, path: str) -> xr.Dataset | None:
+        return self._read(lambda root: _opened(path, root))
 
     def _keep(self, computed: Mapping[str, xr.Dataset]) -> None:
         """Commits what is not there yet, by path."""
         repository = self.store.repository
         with self.store.commit_lock() as turn:
             turn.acquire(wait=True)
-            root = self._root()
+            root = self._root(self._tip())
             new = {path: ds for path, ds in computed.items() if root is None or path not in root}
             if not new:
                 return
@@ -275,6 +291,28 @@ def result_faults(root: zarr.Group) -> list[tuple[str, str, str]]:
                 found = f"attributes with the key {digest(said)}"
                 faults.append((f"{HOME}/{name}/{key}", found, f"{key}, under which it lies"))
     return faults
+
+
+def _opened(path: str, root: zarr.Group | None, load: bool = False) -> xr.Dataset | None:
+    if root is None or path not in root:
+        return None
+    ds = xr.open_dataset(
+        root.store, engine="zarr", group=path, consolidated=False, zarr_format=3  # type: ignore[arg-type]
+    )  # fmt: skip
+    found = from_form(ds)
+    return found.load() if load else found
+
+
+def _listed(probe: str | None, root: zarr.Group | None) -> list[Stored]:
+    home = root.get(HOME) if root is not None else None
+    if not isinstance(home, zarr.Group):
+        return []
+    return [
+        _stored(name, key, group)
+        for name, below in home.groups()
+        if probe in (None, name)
+        for key, group in below.groups()
+    ]
 
 
 def _noted(named: Mapping[str, Any], computed: object) -> xr.Dataset:

@@ -10,6 +10,7 @@ import xarray as xr
 import zarr
 
 from workbench.errors import SchemaError, UsageError
+from workbench.store.result_key import Asked
 from workbench.store.results import BRANCH, Results
 from workbench.store.run_store import RunStore
 from workbench.store.space import collect
@@ -226,3 +227,37 @@ def test_dropped_results_are_gone_and_their_space_comes_back_with_gc(small_store
     assert results.drop() == 1
     assert results.list() == []
     assert small_store.repository.list_branches() == {"main"}
+
+
+def test_what_another_process_drops_while_it_is_read_is_missing(small_store, results):
+    """Dropped, its space freed: between the look at the branch and the read."""
+    results.fetch("load", 1, {}, Probe())
+    other = Results(RunStore.open(small_store.path))
+    opened = results._root
+
+    def slow(tip):
+        root = opened(tip)
+        if other.list():
+            other.drop()
+            collect(other.store, older_than=timedelta(0))
+        return root
+
+    results._root = slow
+    assert results.kept([Asked("load", 1, {}, {})], load=True) == [None]
+    assert results.get("load", 1, {}) is None
+    assert results.list() == []
+
+
+def test_what_is_dropped_before_it_is_given_out_is_given_out_all_the_same(small_store, results):
+    other = Results(RunStore.open(small_store.path))
+    keep = results._keep
+
+    def kept_and_dropped(computed):
+        keep(computed)
+        other.drop()
+
+    results._keep = kept_and_dropped
+    found = results.fetch("load", 1, {}, Probe())
+    xr.testing.assert_equal(found.load(), LOAD)
+    assert found.attrs["probe"] == "load"
+    assert results.list() == []
