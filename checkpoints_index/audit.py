@@ -100,7 +100,7 @@ def _by_bytes(entry: Entry, digests: dict[str, str]) -> Verdict:
     # A native checkpoint has a digest of every file beside it, and they were compared.
     covered = entry.format == "native"
     if digests:
-        covered = _weight_files(path).keys() <= digests.keys()
+        covered = weight_files(path).keys() <= digests.keys()
     if not covered and entry.fingerprint is not None:
         found = open_weights(entry.path).fingerprint()
         if found != entry.fingerprint:
@@ -135,13 +135,13 @@ def digests_of(path: str | Path) -> dict[str, str] | None:
         >>> digests_of(folder)["model.safetensors"][:15]
         'sha256:6b86b273'
     """
-    files = _weight_files(Path(path))
+    files = weight_files(Path(path))
     if not 0 < len(files) <= NAMES_AT_MOST:
         return None
     return {name: _sha256(file) for name, file in files.items()}
 
 
-def _weight_files(path: Path) -> dict[str, Path]:
+def weight_files(path: Path) -> dict[str, Path]:
     """Files of weights and of training state of the checkpoint at `path`, by their names in it."""
     if not path.is_dir():
         return {path.name: path}

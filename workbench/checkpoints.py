@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, overload
 
 import xarray as xr
 
-from checkpoints_index.audit import unlike_its_digest
+from checkpoints_index.audit import unlike_its_digest, weight_files
 from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound
-from checkpoints_index.formats import Weights, open_weights
+from checkpoints_index.formats import Weights, open_weights, size_bytes
 from checkpoints_index.record import CheckpointRecord
 from workbench.checkpoints_html import checkpoint_card, checkpoints_card
 
@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 
 CLOCKS = 2.0
 """Seconds by which the clocks of a file system and of its writer may differ."""
+
+
+def _touched(file: Path) -> float:
+    """When its bytes or what is said of it last changed, seconds since 1970; a time that was set
+    back (rsync, tar, touch) leaves the second. 0 where there is none.
+    """
+    if not file.is_file():
+        return 0.0
+    about = file.stat()
+    return max(about.st_mtime, about.st_ctime)
 
 
 @dataclass(frozen=True)
@@ -68,19 +78,42 @@ class Checkpoint:
     def check_unaltered(self) -> None:
         """CheckpointIncomplete where its files were written over after it was recorded.
 
-        Files that are no newer than the record are believed; newer ones (a copy of the run, or
-        other weights in its place) are read whole and held against their digests.
+        Files of weights that were not touched since the record are believed. Others (a copy of the
+        run, or other weights in its place) are read whole and held against their digests, and
+        against the fingerprint where some have no digest; where there is neither, their sizes
+        alone are looked at. What lies at a URL is believed.
         """
-        if self.record.is_remote or not self.record.digests:
+        record = self.record
+        if record.is_remote:
             return
-        alone = self.path.is_file()
-        files = [self.path if alone else self.path / name for name in self.record.digests]
-        newer = [f for f in files if f.is_file() and f.stat().st_mtime > self.record.utc + CLOCKS]
-        if newer and (wrong := unlike_its_digest(self.path, self.record.digests)):
+        files, digests = weight_files(self.path), record.digests or {}
+        files |= {name: self.path / name for name in digests if name not in files}
+        if not any(_touched(file) > record.utc + CLOCKS for file in files.values()):
+            return
+        wrong = unlike_its_digest(self.path, digests)
+        if not wrong and not files.keys() <= digests.keys():
+            wrong = self._unlike_its_record()
+        if wrong:
             raise CheckpointIncomplete(
                 f"{wrong} It was written over after it was recorded: record it anew "
                 f"(recorder.checkpoint), or use another checkpoint."
             )
+
+    def _unlike_its_record(self) -> str:
+        """What differs of the fingerprint, or of the size where there is none."""
+        record = self.record
+        if record.fingerprint is not None:
+            found = self.weights.fingerprint()
+            if found == record.fingerprint:
+                return ""
+            return (
+                f"{self.path}: weights with fingerprint {found[:12]}, expected "
+                f"{record.fingerprint[:12]}."
+            )
+        size = size_bytes(self.path)
+        if size == record.size_bytes:
+            return ""
+        return f"{self.path}: {size} bytes, expected {record.size_bytes}."
 
     @property
     def weights(self) -> Weights:
