@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from probes.inputs.lasting_name import lasting_name
 from workbench.errors import RunNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Exam:
 
     build: Build | None = None
     """Makes the model of a checkpoint, its weights in it; None: by the checkpoint's own format.
-    Results are kept for a function that can be imported, under its name; for a lambda, a closure or
-    a partial they are not, because nothing would tell it from another."""
+    Results are kept for a function that can be imported, under its name; for a lambda, a closure, a
+    partial, a wrapper or an object's method they are not: nothing would tell it from another."""
 
     def __post_init__(self) -> None:
         tokens = np.asarray(self.tokens)
@@ -136,11 +137,8 @@ class Exam:
         """What names the exam in the key of a kept result; None where it has no name that lasts."""
         if self.build is None:
             return self.digest
-        home, name = (getattr(self.build, a, None) for a in ("__module__", "__qualname__"))
-        # A function of a notebook or a script is edited under the same name.
-        if not isinstance(name, str) or "<" in name or home in (None, "__main__"):
-            return None
-        return f"{self.digest} {home}.{name}"
+        name = lasting_name(self.build)
+        return None if name is None else f"{self.digest} {name}"
 
     @cached_property
     def digest(self) -> str:

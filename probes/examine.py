@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from probes.exam import Exam
@@ -39,6 +40,7 @@ def examine(
     device: str = "cpu",
     skip_broken: bool = False,
     compute: bool = True,
+    at_most: int | None = None,
 ) -> dict[str, xr.Dataset]:
     """Runs probes by name and returns what each found.
 
@@ -57,6 +59,8 @@ def examine(
         skip_broken: leave out checkpoints that a probe failed at (attribute `left_out`).
         compute: False gives what is kept, and loads no model: probes of checkpoints that were not
             run before are then missing from the result.
+        at_most: checkpoints at most, spread evenly, the last among them; probes of the record read
+            the whole source all the same.
 
     Returns:
         Name -> dataset. Of checkpoint and pair probes (checkpoint, ...), with tokens_seen.
@@ -76,20 +80,31 @@ def examine(
     _check(source, orders, params or {}, client)
     results = _results(source) if keep else None
     found: dict[str, xr.Dataset] = {}
+    faults: list[WorkbenchError] = []
     for order in orders:
         if order.probe.reads == "record":
-            found[order.probe.name] = _of_record(source, order, results)
+            try:
+                found[order.probe.name] = _of_record(source, order, results)
+            except WorkbenchError as error:
+                faults.append(error)
     rest = [order for order in orders if order.probe.reads != "record"]
     if rest:
         checkpoints = source if isinstance(source, Checkpoints) else source.checkpoints
-        series = Series.of(
-            _run_of(source), checkpoints, rest, against=against, exam=exam, results=results,
-            device=device,
-        )  # fmt: skip
-        if compute:
-            found |= series.carry_out(client, progress, skip_broken)
-        else:
-            found |= series.kept()
+        try:
+            series = Series.of(
+                _run_of(source), _spread(checkpoints, at_most), rest, against=against, exam=exam,
+                results=results, device=device,
+            )  # fmt: skip
+            if compute:
+                found |= series.carry_out(client, progress, skip_broken)
+            else:
+                found |= series.kept()
+        except WorkbenchError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise ProbeFailed("; ".join(str(fault).rstrip(".") for fault in faults) + ".")
     return {name: found[name] for name in dict.fromkeys(names) if name in found}
 
 
@@ -114,6 +129,18 @@ def _check(source: Any, orders: Sequence[Order], params: Mapping[str, Any], clie
     for name in params:
         if name not in {order.probe.name for order in orders}:
             raise UsageError(f"params names {name!r}, a probe that was not asked for.")
+
+
+def _spread(checkpoints: Checkpoints, at_most: int | None) -> Checkpoints:
+    """Some of them, evenly, from the last back; those whose weights are gone are not counted."""
+    if at_most is None:
+        return checkpoints
+    if at_most < 1:
+        raise UsageError(f"at_most={at_most}: expected 1 or more.")
+    there = [i for i, checkpoint in enumerate(checkpoints) if checkpoint.record.complete]
+    count = min(at_most, len(there))
+    places = np.linspace(len(there) - 1, 0, count).round().astype(int)
+    return checkpoints.chosen(there[i] for i in places)
 
 
 def _run_of(source: Any) -> Run:

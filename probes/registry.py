@@ -22,7 +22,6 @@ and <name>_high. Nothing else is needed for the command line, storage and the re
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import inspect
 import pkgutil
@@ -30,11 +29,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from types import CodeType
 from typing import Any, Literal, TypeVar, get_args
 
 import xarray as xr
 
+from probes.inputs.source_digest import source_digest
 from workbench.errors import RunNotFound, UsageError
 
 Reads = Literal["record", "checkpoint", "pair", "checkpoints"]
@@ -65,6 +64,8 @@ class Probe:
     source: str = ""
     """Digest of its text as it was marked, where it has no module that others could import: a cell
     of a notebook is edited without its version being raised."""
+    lasting: bool = True
+    """Whether that digest tells it from every other: not where it closes over a model."""
 
     @property
     def module(self) -> str:
@@ -74,7 +75,8 @@ class Probe:
     @property
     def key_version(self) -> str:
         """What its results are kept under: the version; of others' probes also the package, of a
-        notebook's function also its text (not that of functions which it calls).
+        notebook's function also its text, its defaults and what it closes over (not the text of
+        functions which it calls).
         """
         package = self.module.partition(".")[0]
         mark = self.source or ("" if package == "probes" else package)
@@ -127,11 +129,12 @@ def probe(
         raise UsageError(f"reads={reads!r}: expected one of {', '.join(get_args(Reads))}.")
 
     def mark(function: Function) -> Function:
+        digest = source_digest(function, finish) if _is_homeless(function) else ""
         _enter(
             Probe(
                 name=name, question=question, reads=reads, function=function, needs=tuple(needs),
                 version=version, finish=finish, params=_keywords(function, reads),
-                source=_digest(function, finish) if _is_homeless(function) else "",
+                source="no-text" if digest is None else digest, lasting=digest is not None,
             )
         )  # fmt: skip
         return function
@@ -156,30 +159,6 @@ def _is_homeless(function: Callable[..., Any]) -> bool:
     name = getattr(function, "__module__", None) or "__main__"
     home = sys.modules.get(name)
     return name in ("__main__", "builtins") or getattr(home, "__spec__", None) is None
-
-
-def _digest(*functions: Callable[..., Any] | None) -> str:
-    """Eight hexadecimal digits of the functions' text; of their code where there is no text."""
-    said = [_text(function) for function in functions if function is not None]
-    return hashlib.sha256(repr(said).encode("utf-8", "replace")).hexdigest()[:8]
-
-
-def _text(function: Callable[..., Any]) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        return repr(_code(code)) if code is not None else repr(type(function))
-
-
-def _code(code: CodeType) -> tuple[Any, ...]:
-    """What a function does, without where it stands."""
-    constants = [
-        _code(c) if isinstance(c, CodeType) else sorted(map(repr, c))
-        if isinstance(c, frozenset) else repr(c)
-        for c in code.co_consts
-    ]  # fmt: skip
-    return code.co_code, code.co_names, code.co_varnames, constants
 
 
 def names() -> list[str]:

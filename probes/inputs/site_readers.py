@@ -156,4 +156,5 @@ def _decoder_layers(model: nn.Module) -> list[nn.Module]:
             "resid_post: found no list of blocks (nn.ModuleList) in this model; name the sites by "
             "their modules instead."
         )
-    return list(max(outer, key=lambda m: sum(p.numel() for p in m.parameters())))
+    blocks = max(outer, key=lambda m: sum(p.numel() for p in m.parameters()))
+    return list(blocks)

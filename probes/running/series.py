@@ -7,8 +7,8 @@ Yields  `Series.carry_out`: name -> dataset (checkpoint, ...). Kept is each resu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -20,7 +20,7 @@ from probes.exam import Exam
 from probes.registry import Probe
 from probes.running.one_pass import Failure, Order, Outcome, forget, sit
 from workbench.checkpoints import Checkpoint
-from workbench.errors import ProbeFailed, RunNotFound, UsageError, WorkbenchError
+from workbench.errors import ProbeFailed, RunNotFound, SchemaError, UsageError, WorkbenchError
 from workbench.run import Run
 from workbench.store.result_key import NAMED, Asked
 from workbench.store.results import Results
@@ -64,8 +64,6 @@ class Series:
         if any(order.probe.reads == "pair" for order in orders):
             references = _references(line, usable, against)
         exam = Exam.of(line) if exam is None else exam
-        if exam.identity is None:
-            results = None  # nothing would tell this way of building models from another
         return cls(line, usable, references, orders, exam, results, device)
 
     def carry_out(self, client: Any, progress: bool, skip_broken: bool) -> dict[str, xr.Dataset]:
@@ -79,8 +77,11 @@ class Series:
             found = _all_at_once(self, order, client)
             if isinstance(found, Failure):
                 faults.append(f"probe {order.probe.name!r} failed: {found.why.rstrip('.')}")
-            else:
+                continue
+            try:
                 wholes[order.probe.name] = self._keep_whole(order, found)
+            except Exception as error:
+                faults.append(_not_together(order, 0, error))
         missing = [o for o in missing if o.probe.reads != "checkpoints"]
         outcomes = self._outcomes(missing, client, progress) if missing else []
         for order in missing:
@@ -93,35 +94,58 @@ class Series:
                 continue
             try:
                 whole = self._together(order.probe, good, failed)
-            except Exception as error:  # its results do not fit together, or `finish` failed
-                why = f"{type(error).__name__}: {error}"
-                faults.append(f"probe {name!r}: results of {len(good)} checkpoints: {why}")
-                continue
-            wholes[name] = whole if failed else self._keep_whole(order, whole)
+                wholes[name] = whole if failed else self._keep_whole(order, whole)
+            except Exception as error:  # they do not fit together, or `finish` failed
+                faults.append(_not_together(order, len(good), error))
         if faults:
             raise ProbeFailed("; ".join(faults) + ". What else was computed is kept.")
         return self._told_of(wholes)
 
     def _told_of(self, wholes: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+        own = {"run": self.line.name, "branch": self.line.branch}
         return {
-            name: ds.assign_attrs(run=self.line.name, branch=self.line.branch)
-            for name, ds in wholes.items()
+            o.probe.name: wholes[o.probe.name].assign_attrs(
+                own | ({"not_kept": why} if (why := self._not_kept(o)) else {})
+            )
+            for o in self.orders
+            if o.probe.name in wholes
         }
+
+    def _not_kept(self, order: Order) -> str:
+        """Why nothing is kept of what was to be kept; "" where it is, or was not asked for."""
+        if self.results is None:
+            return ""
+        if self.exam.identity is None:
+            return "nothing names the exam's way of building models: give a function of a module"
+        return "" if order.probe.lasting else "the probe holds what is no plain data"
+
+    def _home(self, order: Order) -> Results | None:
+        """Where its results are kept."""
+        return None if self._not_kept(order) else self.results
 
     def kept(self) -> dict[str, xr.Dataset]:
         """The results that can be had without loading a model."""
         found = self._kept_wholes()
-        if self.results is None:
-            return found
+        faults: list[str] = []
         for order in self.orders:
-            positions = self._positions(order)
+            positions, home = self._positions(order), self._home(order)
             if order.probe.name in found or not positions or order.probe.reads == "checkpoints":
                 continue
-            parts = self.results.kept(self._asked(order, i) for i in positions)
+            if home is None:
+                continue
+            parts = home.kept((self._asked(order, i) for i in positions), load=True)
             pairs = zip(positions, parts, strict=True)
-            good = [(self.checkpoints[i], ds.load()) for i, ds in pairs if ds is not None]
-            if len(good) == len(positions):
-                found[order.probe.name] = self._together(order.probe, good, [])
+            good = [(self.checkpoints[i], ds) for i, ds in pairs if ds is not None]
+            if len(good) != len(positions):
+                continue
+            try:
+                whole = self._together(order.probe, good, [])
+            except Exception as error:
+                faults.append(_not_together(order, len(good), error))
+                continue
+            found[order.probe.name] = whole.assign_attrs(self._asked_whole(order).named())
+        if faults:
+            raise ProbeFailed("; ".join(faults) + ".")
         return self._told_of(found)
 
     def _positions(self, order: Order) -> list[int]:
@@ -148,16 +172,21 @@ class Series:
         )  # fmt: skip
 
     def _kept_wholes(self) -> dict[str, xr.Dataset]:
-        if self.results is None:
+        orders = [order for order in self.orders if self._home(order) is not None]
+        if self.results is None or not orders:
             return {}
-        kept = self.results.kept(self._asked_whole(order) for order in self.orders)
-        pairs = zip(self.orders, kept, strict=True)
+        kept = self.results.kept(self._asked_whole(order) for order in orders)
+        pairs = zip(orders, kept, strict=True)
         return {order.probe.name: ds for order, ds in pairs if ds is not None}
 
     def _keep_whole(self, order: Order, whole: xr.Dataset) -> xr.Dataset:
-        if self.results is not None:
-            self.results.keep([(self._asked_whole(order), whole)])
-        return whole
+        """What is kept from now on: the same as who asks next is given."""
+        if (home := self._home(order)) is None:
+            return whole
+        asked = self._asked_whole(order)
+        home.keep([(asked, whole)])
+        kept = home.kept([asked], load=True)[0]
+        return kept if kept is not None else whole.assign_attrs(asked.named())
 
     def _outcomes(self, orders: list[Order], client: Any, progress: bool) -> list[Outcome]:
         """By checkpoint: what is kept, and the rest computed and kept as soon as it is there."""
@@ -166,27 +195,52 @@ class Series:
         looked = {order.probe.name: set(self._positions(order)) for order in orders}
         for i in range(len(self.checkpoints)):
             here = [order for order in orders if i in looked[order.probe.name]]
-            kept: Sequence[xr.Dataset | None] = [None] * len(here)
-            if self.results is not None:
-                kept = self.results.kept(self._asked(order, i) for order in here)
-            pairs = list(zip(here, kept, strict=True))
-            outcomes.append({o.probe.name: ds.load() for o, ds in pairs if ds is not None})
-            if lacking := [o for o, ds in pairs if ds is None]:
+            told = self._told_already(here, i)
+            outcomes.append(told)
+            if lacking := [order for order in here if order.probe.name not in told]:
                 todo[i] = lacking
         bar = _bar(len(todo), progress)
         work = _here(self, todo) if client is None else _elsewhere(self, todo, client)
         try:
-            for i, outcome in work:
-                if self.results is not None:
-                    done = [(o, outcome[o.probe.name]) for o in todo[i]]
-                    self.results.keep(
-                        (self._asked(o, i), ds) for o, ds in done if isinstance(ds, xr.Dataset)
-                    )
-                outcomes[i] |= outcome
-                bar(i)
+            with closing(work):
+                for i, outcome in work:
+                    outcomes[i] |= self._keep_parts(todo[i], i, outcome)
+                    if all(order.probe.name in outcomes[i] for order in todo[i]):
+                        bar(i)
         finally:
             bar(None)
         return outcomes
+
+    def _told_already(self, orders: Sequence[Order], i: int) -> Outcome:
+        """What is kept of one checkpoint."""
+        orders = [order for order in orders if self._home(order) is not None]
+        if self.results is None or not orders:
+            return {}
+        kept = self.results.kept((self._asked(order, i) for order in orders), load=True)
+        pairs = zip(orders, kept, strict=True)
+        return {order.probe.name: ds for order, ds in pairs if ds is not None}
+
+    def _keep_parts(self, orders: Sequence[Order], i: int, outcome: Outcome) -> Outcome:
+        """What was found at one checkpoint, kept; one that cannot be stored has failed."""
+        done = [
+            (order, part)
+            for order in orders
+            if isinstance(part := outcome.get(order.probe.name), xr.Dataset)
+            and self._home(order) is not None
+        ]
+        if self.results is None or not done:
+            return outcome
+        try:
+            self.results.keep((self._asked(order, i), part) for order, part in done)
+            return outcome
+        except SchemaError:
+            outcome = dict(outcome)
+        for order, part in done:
+            try:
+                self.results.keep([(self._asked(order, i), part)])
+            except SchemaError as error:
+                outcome[order.probe.name] = Failure(str(error))
+        return outcome
 
     def _together(
         self,
@@ -247,7 +301,11 @@ def _references(
     return [one] * len(checkpoints)
 
 
-def _here(series: Series, todo: Mapping[int, list[Order]]) -> Iterator[tuple[int, Outcome]]:
+Work = Generator[tuple[int, Outcome], None, None]
+"""Places of checkpoints, and what was found there; a place may come again with the rest."""
+
+
+def _here(series: Series, todo: Mapping[int, list[Order]]) -> Work:
     examination = uuid4().hex
     try:
         for i, orders in todo.items():
@@ -256,21 +314,21 @@ def _here(series: Series, todo: Mapping[int, list[Order]]) -> Iterator[tuple[int
         forget(examination)
 
 
-def _elsewhere(
-    series: Series, todo: Mapping[int, list[Order]], client: Any
-) -> Iterator[tuple[int, Outcome]]:
-    """On the workers of a Dask client, in the order in which they finish."""
+def _elsewhere(series: Series, todo: Mapping[int, list[Order]], client: Any) -> Work:
+    """On the workers of a Dask client, in the order in which they finish. Where a probe failed by
+    chance the others' results are given out at once, and that probe alone is tried again.
+    """
     from distributed import as_completed
 
     examination = uuid4().hex
-    tries = dict.fromkeys(todo, 0)
+    tries, open_ = dict.fromkeys(todo, 0), {i: list(orders) for i, orders in todo.items()}
     futures: dict[Any, int] = {}
 
     def submit(i: int) -> Any:
         # Dask itself tries again where loading fails or a worker dies. The exam goes along with
         # every checkpoint: scattered data would be lost with the workers that hold it.
         future = client.submit(
-            sit, series.checkpoints[i], series.exam, todo[i], series.references[i], series.device,
+            sit, series.checkpoints[i], series.exam, open_[i], series.references[i], series.device,
             examination=examination, pure=False, retries=RETRIES,
         )  # fmt: skip
         futures[future] = i
@@ -281,18 +339,24 @@ def _elsewhere(
         for future in done:
             i = futures.pop(future)
             error = future.exception()
-            outcome = _all_failed(todo[i], error) if error is not None else future.result()
+            outcome = _all_failed(open_[i], error) if error is not None else future.result()
             future.release()
-            chance = any(isinstance(part, Failure) and part.by_chance for part in outcome.values())
-            if chance and tries[i] < RETRIES:
+            again = [o for o in open_[i] if tries[i] < RETRIES and _by_chance(outcome, o)]
+            if again:
                 tries[i] += 1
+                open_[i] = again
                 done.add(submit(i))
-                continue
-            yield i, outcome
+            names = {order.probe.name for order in again}
+            yield i, {name: part for name, part in outcome.items() if name not in names}
     finally:
         client.cancel(list(futures))
         with suppress(Exception):  # workers that are gone hold nothing
             client.run(forget, examination)
+
+
+def _by_chance(outcome: Outcome, order: Order) -> bool:
+    part = outcome[order.probe.name]
+    return isinstance(part, Failure) and part.by_chance
 
 
 def _all_at_once(series: Series, order: Order, client: Any) -> xr.Dataset | Failure:
@@ -305,6 +369,8 @@ def _all_at_once(series: Series, order: Order, client: Any) -> xr.Dataset | Fail
             found = client.submit(
                 order.probe.function, *arguments, **order.params, pure=False, retries=RETRIES
             ).result()
+        if isinstance(found, xr.Dataset):
+            found = found.load()
     except WorkbenchError as error:
         return Failure(str(error))
     except Exception as error:  # a scientist's probe must not take the others down
@@ -332,6 +398,12 @@ def _told(name: str, failed: Sequence[tuple[Checkpoint, str]], of: int) -> str:
     return (
         f"probe {name!r} failed at {len(failed)} of {of} checkpoints ({where}): {why.rstrip('.')}"
     )
+
+
+def _not_together(order: Order, count: int, error: Exception) -> str:
+    of = f"results of {count} checkpoints" if count else "its result"
+    why = f"{type(error).__name__}: {error}".rstrip(".")
+    return f"probe {order.probe.name!r}: {of}: {why}"
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:

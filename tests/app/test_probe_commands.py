@@ -70,6 +70,18 @@ def test_json_holds_every_number(ask, run_path):
     assert found["data_vars"]["norm"]["data"] == kept["norm"].values.tolist()
 
 
+def test_fewer_checkpoints_leave_the_record_whole(ask, run_path):
+    code, out, _ = ask("probe", run_path, "load", "norms", "--at-most", "3", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["norms"]["coords"]["checkpoint"]["data"] == [0, 12, 24]
+    _, whole, _ = ask("probe", run_path, "load", "--json")
+    assert found["load"]["coords"]["step"] == json.loads(whole)["load"]["coords"]["step"]
+    code, out, _ = ask("probe", run_path, "load", "--at-most", "2", "--start", "8", "--json")
+    assert code == 0
+    assert json.loads(out)["load"]["coords"]["step"]["data"][0] == 9
+
+
 def test_parameters_and_windows_are_passed_on(ask, run_path):
     _, once, _ = ask("probe", run_path, "norms", "--start", "8", "--stop", "20", "--json")
     _, twice, _ = ask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import pickle
@@ -12,6 +13,7 @@ import textwrap
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,13 +21,14 @@ import torch
 import xarray as xr
 
 import workbench as wb
+from checkpoints_index.errors import CheckpointIncomplete
 from probes import registry, subject
 from probes.exam import Exam
 from probes.examine import examine
 from probes.registry import find, probe
 from probes.running import one_pass, series
 from probes.running.kept import holds
-from workbench.errors import ProbeFailed, RunNotFound, UsageError
+from workbench.errors import ProbeFailed, RunNotFound, UsageError, WorkbenchError
 
 
 @pytest.fixture
@@ -371,6 +374,72 @@ def test_every_probe_of_ours_can_be_called_for(tmp_path):
         assert known.function.__doc__, name
 
 
+class Cluster:
+    """A client whose tasks are done here, at once."""
+
+    def __init__(self):
+        self.sent: list[list[str]] = []
+
+    def submit(self, function, *arguments, pure, retries, **named):
+        from distributed import Future
+
+        self.sent.append([order.probe.name for order in arguments[2]])
+        future = mock.create_autospec(Future, instance=True)
+        future.exception.return_value = None
+        future.result.return_value = function(*arguments, **named)
+        return future
+
+    def cancel(self, futures): ...
+
+    def run(self, function, *arguments):
+        function(*arguments)
+
+
+class Finished(list):
+    """Futures, each done as soon as it is there."""
+
+    def __iter__(self):
+        while self:
+            yield self.pop(0)
+
+    add = list.append
+
+
+def test_what_succeeded_is_not_tried_again_with_what_failed_by_chance(run_path, monkeypatch):
+    import distributed
+
+    tries = []
+
+    @probe("shaky", question="?", reads="checkpoint")
+    def shaky(subject):
+        tries.append(subject.step)
+        if tries.count(subject.step) < 2:
+            raise OSError("the network is down")
+        return xr.Dataset({"x": ((), 1.0)})
+
+    _norms()
+    monkeypatch.setattr(distributed, "as_completed", Finished)
+    some, cluster = wb.open_run(run_path).checkpoints[-2:], Cluster()
+    found = examine(some, "norms", "shaky", client=cluster)
+    assert cluster.sent == [["norms", "shaky"]] * 2 + [["shaky"]] * 2
+    here = examine(some, "norms", "shaky", keep=False)
+    for name in found:
+        np.testing.assert_array_equal(*(f[name].to_dataarray().values for f in (found, here)))
+
+
+def test_a_task_that_ends_after_its_examination_leaves_no_model(run_path):
+    run = wb.open_run(run_path)
+
+    @probe("late", question="?", reads="checkpoint")
+    def late(subject):
+        one_pass.forget("over")  # the client left while this was at work
+        return xr.Dataset({"x": ((), 1.0)})
+
+    order = [one_pass.Order(find("late"), {})]
+    one_pass.sit(run.checkpoints[-1], Exam.of(run), order, examination="over")
+    assert not one_pass._HELD
+
+
 def test_results_of_checkpoints_are_kept_as_they_come(run_path, monkeypatch):
     """An examination that is broken off leaves what it had found."""
     _norms()
@@ -431,6 +500,33 @@ def test_ways_of_building_that_have_no_name_share_nothing_that_is_kept(run_path)
     for factor in (2.0, 3.0):
         found = examine(run, "norms", exam=replace(exam, build=_built(factor)))["norms"]
         np.testing.assert_allclose(found["norm"].values, factor * plain, rtol=1e-5)
+
+
+class Builder:
+    """Its method has one name, whatever it was made with."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def build(self, checkpoint):
+        return _built(self.factor)(checkpoint)
+
+
+@functools.wraps(subject.build_model)
+def _wrapped(checkpoint):
+    return _built(2.0)(checkpoint)
+
+
+@pytest.mark.parametrize("build", [Builder(2.0).build, _wrapped, _built(2.0)])
+def test_a_way_of_building_that_shares_its_name_with_another_has_no_name(run_path, build):
+    _norms()
+    last = wb.open_run(run_path).checkpoints[-1:]
+    exam = replace(Exam.of(last), build=build)
+    assert exam.identity is None
+    assert "names the exam's way" in examine(last, "norms", exam=exam)["norms"].attrs["not_kept"]
+    assert not last.run.results.list()
+    assert "not_kept" not in examine(last, "norms")["norms"].attrs
+    assert "build_model" in str(replace(exam, build=subject.build_model).identity)
 
 
 def test_a_thread_that_sat_for_another_exam_holds_no_model_of_it(run_path):
@@ -501,6 +597,35 @@ def test_weights_that_were_written_over_are_refused(run_path):
     os.utime(here / "model.safetensors", (later, later))
     with pytest.raises(ProbeFailed, match=r"step 4.*written over after it was recorded"):
         examine(run, "norms")
+
+
+def _other_weights(run, **about):
+    """A checkpoint in whose place others of the same size lie, and its record with this changed."""
+    one, other = run.checkpoints[1], run.checkpoints[2]
+    changed = replace(one, record=replace(one.record, utc=one.record.utc - 3600, **about))
+    shutil.copy(other.path / "model.safetensors", one.path / "model.safetensors")
+    os.utime(one.path / "model.safetensors", (0, 0))
+    return changed
+
+
+@pytest.mark.parametrize("known", ["digests", "fingerprint"])
+def test_other_weights_under_an_old_time_are_refused(run_path, known):
+    run = wb.open_run(run_path)
+    about = {} if known == "digests" else {"digests": None}
+    assert run.checkpoints[1].record.fingerprint is not None
+    changed = _other_weights(run, **about)
+    with pytest.raises(CheckpointIncomplete, match="written over after it was recorded"):
+        changed.check_unaltered()
+
+
+def test_without_digest_and_fingerprint_the_size_alone_tells(run_path):
+    run = wb.open_run(run_path)
+    changed = _other_weights(run, digests=None, fingerprint=None)
+    changed.check_unaltered()  # of the same size: nothing could tell
+    file = changed.path / "model.safetensors"
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(CheckpointIncomplete, match=r"bytes, expected \d+.*written over"):
+        changed.check_unaltered()
 
 
 def test_a_copy_of_a_run_is_believed_after_its_digests_were_read(run_path):
@@ -680,6 +805,57 @@ def test_a_site_that_gives_no_tensor_costs_only_the_probe_that_wants_it(run_path
         examine(run.checkpoints[-2:], "asks", "norms", "moved", exam=exam)
     assert "'norms'" not in str(told.value)
     assert "'moved'" not in str(told.value)
+
+
+def _unstorable(reads):
+    @probe("odd", question="?", reads=reads)
+    def odd(*given):
+        return xr.Dataset({"x": ((), 1.0)}, attrs={"model": object()})
+
+
+@pytest.mark.parametrize("reads", ["record", "checkpoint", "checkpoints"])
+def test_a_result_that_cannot_be_stored_is_named_and_costs_no_other(run_path, reads):
+    _norms()
+    _unstorable(reads)
+    run = wb.open_run(run_path)
+    with pytest.raises(WorkbenchError, match=r"'odd'.* cannot be stored") as told:
+        examine(run, "odd", "load", "norms")
+    assert "'norms'" not in str(told.value)
+    assert {stored.probe for stored in run.results.list()} == {"load", "norms"}
+    assert list(examine(run, "norms", compute=False)) == ["norms"]
+    assert (examine(run, "odd", keep=False)["odd"]["x"] == 1).all()
+
+
+def test_what_is_returned_is_what_the_next_who_asks_is_given(run_path):
+    _norms()
+
+    @probe("mixed", question="?", reads="checkpoints")
+    def mixed(checkpoints, exam, device):
+        return xr.Dataset({"x": ("word", np.array(["a", "b"]))})
+
+    run = wb.open_run(run_path)
+    for name in ("norms", "mixed", "load"):
+        first = examine(run, name)[name].load()
+        again = examine(run, name)[name].load()
+        assert first.identical(again), name
+        assert examine(run, name, compute=False)[name].identical(again), name
+
+
+def test_a_finish_that_fails_is_named_also_where_nothing_is_computed(run_path):
+    fails = []
+
+    def finish(ds):
+        return ds / fails[0] if fails else ds
+
+    @probe("centred", question="?", reads="checkpoint", finish=finish)
+    def centred(subject):
+        return xr.Dataset({"x": ((), 1.0)})
+
+    run = wb.open_run(run_path)
+    examine(run, "centred")
+    fails.append(object())
+    with pytest.raises(ProbeFailed, match=r"probe 'centred': results of 2 .*TypeError"):
+        examine(run.checkpoints[-2:], "centred", compute=False)
 
 
 def test_results_that_do_not_fit_together_are_told_and_cost_no_other(run_path):

@@ -76,7 +76,7 @@ def test_it_agrees_with_devinterp_run_directly(tmp_path):
 
     found = learning_coefficient(bowl(6), **settings(chains=2, draws=30, burn_in=0), seed=5)
     theirs = llc(
-        model=bowl(6).model, dataset=[{"input_ids": torch.from_numpy(r)} for r in EXAM.tokens],
+        model=bowl(6).model, dataset=[{"input_ids": torch.tensor(r)} for r in EXAM.tokens],
         observables={}, lr=1e-2, n_beta=25.0, num_chains=2, num_draws=30, batch_size=4,
         num_init_loss_batches=1, init_seed=5, output_path=tmp_path / "direct", device="cpu",
         match_sampling_input_ids_across_chains=False,

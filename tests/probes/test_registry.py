@@ -141,3 +141,39 @@ def test_a_name_taken_is_refused_where_it_is_imported_by_hand(install, tmp_path)
     (tmp_path / "theirs_j.py").write_text(MARK.format(name="taken", value=1))
     with pytest.raises(UsageError, match="theirs_i and theirs_j"):
         importlib.import_module("theirs_j")
+
+
+FACTORY = """
+import numpy as np
+import xarray as xr
+from probes.registry import probe
+
+def make(value, default):
+    def inner():
+        return value
+
+    @probe("made", question="?", reads="checkpoint")
+    def made(subject, default=default):
+        return xr.Dataset({"x": inner()})
+
+for value, default in WORLDS:
+    make(value, default)
+"""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [((1, 0), (2, 0)), ((1, 0), (1, 3)), (([1, {"a": 2}], 0), ([1, {"a": 3}], 0))]
+)
+def test_probes_of_one_text_are_told_apart_by_what_they_hold(one, other):
+    digests = []
+    for world in (one, other, one):
+        run_cell(FACTORY.replace("WORLDS", repr([world])))
+        assert find("made").lasting
+        digests.append(find("made").key_version)
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]
+
+
+def test_a_probe_that_holds_a_model_is_not_taken_for_another():
+    run_cell(FACTORY.replace("WORLDS", "[(object(), 0)]"))
+    assert not find("made").lasting

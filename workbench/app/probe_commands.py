@@ -108,13 +108,14 @@ def probe_command(
     params = _params(settings)
     for name in names:
         find(name)  # refused before anything is computed
-    source = _source(open_run(run, branch), last, start, stop, at_most)
+    source = _source(open_run(run, branch), last, start, stop)
     file = ResultFile(out) if out is not None else None  # likewise
     with _client(workers, client) as dask:
         found = examine(
             source, *names, params=params,
             against=_against(against), client=dask, keep=not no_keep,
             progress=not as_json, device=_device(device), skip_broken=skip_broken,
+            at_most=at_most,
         )  # fmt: skip
     if file is not None:
         file.write(found[names[0]])
@@ -156,27 +157,16 @@ def _params(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _source(
-    run: Run, last: str | None, start: int | None, stop: int | None, at_most: int | None
-) -> Any:
-    import numpy as np
-
-    source: Run | Window = run
+def _source(run: Run, last: str | None, start: int | None, stop: int | None) -> Run | Window:
     if last is not None:
         try:
             share: float | str = float(last)
         except ValueError:
             share = last
-        source = run.window(last=share, start=start, stop=stop)
-    elif start is not None or stop is not None:
-        source = run.window(start=start, stop=stop)
-    if at_most is None:
-        return source
-    every = source.checkpoints
-    if len(every) <= at_most:
-        return every
-    places = np.unique(np.linspace(len(every) - 1, 0, at_most).round().astype(int))
-    return every.chosen(places)
+        return run.window(last=share, start=start, stop=stop)
+    if start is not None or stop is not None:
+        return run.window(start=start, stop=stop)
+    return run
 
 
 def _against(said: str) -> Any:
