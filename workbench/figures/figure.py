@@ -12,12 +12,14 @@ write a chart.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
 
 from workbench.figures.caption import Caption, attach
 from workbench.figures.template import MUTED, TEMPLATE
+from workbench.figures.thinning import note_of
 from workbench.figures.wording import label, wrapped
 
 _LINE_PX = 17
@@ -64,6 +66,8 @@ def finish(fig: go.Figure, caption: Caption, *, height: int, top: int = 10) -> g
     `height` and `top` are the pixels of the panels and of what stands directly over them (legend,
     labels); room for title, sentence and foot is added here, and taken off again by `bare`.
     """
+    if thin := (fig.layout.meta or {}).get("thinned"):
+        caption = replace(caption, notes=(*caption.notes, note_of(*thin)))
     words = wrapped(" ".join([caption.sentence, *caption.notes]))
     head = _TITLE_PX + _LINE_PX * (words.count("<br>") + 1)
     foot = 20 if caption.origin else 0

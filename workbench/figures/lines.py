@@ -2,11 +2,13 @@
 
 Needs   x, y and where known the bounds of y at every sample.
 Yields  Line; `draw_line`, which adds it to a panel.
+
+A line of more points than thinning.MOST is thinned; the figure says so by itself (figure.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,6 +17,7 @@ import xarray as xr
 from workbench.figures.bins import Binned
 from workbench.figures.clock import Clock
 from workbench.figures.template import faint
+from workbench.figures.thinning import Thinned, thinned
 from workbench.figures.wording import count, label, number
 
 Band = tuple[np.ndarray, np.ndarray]
@@ -45,10 +48,13 @@ class Line:
     markers: bool = False
     legend: bool = True
     """Whether this line, of all lines of its name, stands in the legend."""
+    width: float = 1.8
+    opacity: float = 1.0
 
 
 def draw_line(fig: go.Figure, line: Line, *, row: int, col: int) -> None:
     """Add the line, and its band under it, to a panel. A click on its legend entry hides both."""
+    line = _short(fig, line)
     group = label(line.name, 200)
     if line.band is not None:
         low, high = line.band
@@ -64,13 +70,37 @@ def draw_line(fig: go.Figure, line: Line, *, row: int, col: int) -> None:
         go.Scatter(
             x=line.x, y=line.y, mode="lines+markers" if line.markers else "lines",
             name=label(line.name), legendgroup=group, showlegend=line.legend,
-            line={"color": line.color, "width": 1.8, "dash": line.dash},
+            line={"color": line.color, "width": line.width, "dash": line.dash},
+            opacity=line.opacity,
             marker={"size": 4, "color": line.color},
             text=line.hover.where, customdata=line.hover.value,
             hovertemplate=f"{line.hover.template}<extra></extra>",
         ),
         row=row, col=col,
     )  # fmt: skip
+
+
+def _short(fig: go.Figure, line: Line) -> Line:
+    """The line by as many points as a panel shows."""
+    kept = thinned(line.y, *(line.band or ()))
+    if not kept.note:
+        return line
+    say_thinned(fig, kept)
+    places = kept.places
+    band = None if line.band is None else (line.band[0][places], line.band[1][places])
+    told = [[texts[i] for i in places] for texts in (line.hover.where, line.hover.value)]
+    hover = Hover(line.hover.template, *told)
+    return replace(line, x=line.x[places], y=line.y[places], band=band, hover=hover)
+
+
+def say_thinned(fig: go.Figure, kept: Thinned) -> None:
+    """Leave word in the figure of the longest curve that was thinned; `finish` puts it into the
+    caption's notes.
+    """
+    meta = dict(fig.layout.meta or {})
+    most = max(meta.get("thinned", (0, 0)), (len(kept.places), kept.total), key=lambda it: it[1])
+    if kept.note:
+        fig.layout.meta = {**meta, "thinned": tuple(most)}
 
 
 def _unbroken(low: np.ndarray, high: np.ndarray) -> list[slice]:

@@ -21,11 +21,12 @@ from workbench.figures.bins import binned, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
-from workbench.figures.lines import Band, Line, draw_line, hover_of
+from workbench.figures.lines import Band, Line, draw_line, hover_of, say_thinned
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, Stack
 from workbench.figures.strands import arms_of, strands
 from workbench.figures.template import MAGNITUDE, MUTED
+from workbench.figures.thinning import single_steps
 from workbench.figures.wording import count, listed, many, number, per_arm, plain
 
 _RIGHT_PX = 60
@@ -151,7 +152,8 @@ def _draw_layers(
                 hover=hover_of(head, clock, y, "", short=short),
             )  # fmt: skip
             draw_line(fig, line, row=row, col=1)
-    return [short.note, _peak(arms) if short.note else ""]
+    singles = _draw_single(fig, whole, measures, x, MUTED) if short.note else ""
+    return [short.note, singles, _peak(arms) if short.note else ""]
 
 
 def _shades(n: int) -> list[str]:
@@ -166,9 +168,12 @@ def _draw_arms(
     colors: Mapping[str, str] | None,
 ) -> list[str]:  # fmt: skip
     each = width_for(_longest(arms).sizes["step"])
+    singles = ""
     for strand in strands(arms, [m.name for m in measures], colors):
         short = binned(strand.values, each=each)
         clock = clock_of(short.mean, x)
+        if short.note:
+            singles = _draw_single(fig, strand.values, measures, x, strand.color, strand.name)
         for row, measure in enumerate(measures, start=1):
             over = short.mean[measure.name].transpose("step", "layer")
             if measure.name == "dead_experts":
@@ -190,7 +195,28 @@ def _draw_arms(
             draw_line(fig, line, row=row, col=1)
     note = binned(_longest(arms), each=each).note
     reading = "Line: median layer, band: lowest to highest layer; the dead: all layers."
-    return [note, reading, _peak(arms) if note else ""]
+    return [note, reading, singles, _peak(arms) if note else ""]
+
+
+def _draw_single(
+    fig: go.Figure, ds: xr.Dataset, measures: Sequence[Measure], x: ClockName, color: str,
+    name: str = "",
+) -> str:  # fmt: skip
+    """MaxVio of the most uneven layer at single steps, faint behind the means."""
+    rows = [i for i, measure in enumerate(measures, start=1) if measure.name == "max_violation"]
+    if not rows:
+        return ""
+    over = ds["max_violation"].max("layer").rename("max_violation").to_dataset()
+    drawn, kept = single_steps(over, "max_violation")
+    say_thinned(fig, kept)
+    clock, y = clock_of(drawn, x), drawn.values
+    head = f"{plain(name)}, most uneven layer" if name else "most uneven layer"
+    line = Line(
+        name=name or "single steps", x=clock.x, y=y, color=color, legend=False, width=0.7,
+        opacity=0.4, hover=hover_of(f"{head}\nMaxVio of a single step", clock, y, ""),
+    )  # fmt: skip
+    draw_line(fig, line, row=rows[0], col=1)
+    return "Faint: the most uneven layer at single steps."
 
 
 def _peak(arms: Mapping[str, xr.Dataset]) -> str:
@@ -271,4 +297,5 @@ def balance_table(arms: Mapping[str, xr.Dataset]) -> Table:
         for i in range(ds.sizes["layer"]):
             layer = int(ds["layer"][i]) if "layer" in ds.coords else i
             rows.append((arm, layer, *(float(late[n].isel(layer=i)) for n in names)))
-    return Table(("arm", "layer", *names), tuple(rows))
+    units = {"dead_experts": " (experts)"}
+    return Table(("arm", "layer", *(n + units.get(n, "") for n in names)), tuple(rows))

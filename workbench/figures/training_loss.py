@@ -21,10 +21,11 @@ from workbench.figures.bins import binned, by_step, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
-from workbench.figures.lines import Line, draw_line, hover_of
+from workbench.figures.lines import Line, draw_line, hover_of, say_thinned
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX, Stack
-from workbench.figures.strands import arms_of, strands
+from workbench.figures.strands import Strand, arms_of, strands
+from workbench.figures.thinning import single_steps
 from workbench.figures.wording import many, number, per_arm, plain
 
 _PANELS = (("loss", "training loss (nats/token)", "nats/token"), ("lr", "learning rate", ""))
@@ -66,6 +67,8 @@ def loss(
         short = binned(part.values, each=each)
         clock = clock_of(short.mean, x)
         for row, (name, _, unit) in enumerate(panels, start=1):
+            if short.note and name == "loss":
+                _draw_single(fig, part, x)
             y = short.mean[name].values
             line = Line(
                 name=part.name, x=clock.x, y=y, color=part.color, dash=part.dash, legend=row == 1,
@@ -82,7 +85,7 @@ def loss(
         name="loss",
         title="Training loss",
         sentence=loss_sentence(arms),
-        notes=tuple(n for n in (binned(longest, each=each).note, _caution(arms)) if n),
+        notes=tuple(n for n in (_averaged(longest, each), _caution(arms)) if n),
         table=loss_table(arms),
         code=code,
         provenance=provenance_of(*arms.values()),
@@ -93,7 +96,25 @@ def loss(
 def _numbers(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
     # set_coords: the clocks stay beside the numbers.
     beside = [n for n in ("tokens_seen", "utc", "rows", "first_step") if n in ds.variables]
-    return ds[[*names, *beside]].set_coords(beside).load()
+    ends = [f"loss_{end}" for end in ("min", "max") if f"loss_{end}" in ds]
+    return ds[[*names, *ends, *beside]].set_coords(beside).load()
+
+
+def _draw_single(fig: go.Figure, part: Strand, x: ClockName) -> None:
+    """The loss of single steps, faint behind its mean: what averaging hides is seen."""
+    drawn, kept = single_steps(part.values, "loss")
+    say_thinned(fig, kept)
+    clock, y = clock_of(drawn, x), drawn.values
+    line = Line(
+        name=part.name, x=clock.x, y=y, color=part.color, legend=False, width=0.7, opacity=0.35,
+        hover=hover_of(f"{plain(part.name)}: loss of a single step", clock, y, "nats/token"),
+    )  # fmt: skip
+    draw_line(fig, line, row=1, col=1)
+
+
+def _averaged(longest: xr.Dataset, each: int) -> str:
+    note = binned(longest, each=each).note
+    return f"{note} Faint behind them: single steps." if note else ""
 
 
 def loss_sentence(arms: Mapping[str, xr.Dataset]) -> str:
@@ -110,16 +131,18 @@ def _ends(loss: xr.DataArray) -> tuple[float, float]:
 
 
 def loss_table(arms: Mapping[str, xr.Dataset]) -> Table:
-    """A row an arm: its steps, the loss at both ends, and its lowest single step."""
+    """A row an arm: its steps, the loss at both ends, its lowest and its highest single step."""
     rows = []
     for arm, ds in arms.items():
         start, end = _ends(ds["loss"])
-        lowest = float(np.nanmin(ds["loss"].values))
-        rows.append((arm, ds.sizes["step"], start, end, lowest))
-    return Table(
-        ("arm", "steps", "first twentieth (nats/token)", "last twentieth", "lowest step"),
-        tuple(rows),
-    )
+        least, most = (
+            float(pick(ds[f"loss_{end}" if f"loss_{end}" in ds else "loss"].values))
+            for end, pick in (("min", np.nanmin), ("max", np.nanmax))
+        )
+        steps = int(ds["rows"].sum()) if "rows" in ds.variables else ds.sizes["step"]
+        rows.append((arm, steps, start, end, least, most))
+    ends = ("first twentieth", "last twentieth", "lowest step", "highest step")
+    return Table(("arm", "steps", *(f"{end} (nats/token)" for end in ends)), tuple(rows))
 
 
 def _caution(arms: Mapping[str, xr.Dataset]) -> str:
