@@ -9,6 +9,13 @@
     wb.figures.transplant(parts)          which part did a capability come from?
     wb.figures.leads(leads)               which signals moved before it?
     wb.figures.lesions(lesion, task=...)  which experts does it need?
+    wb.figures.load_spread(load)          how is the load spread over experts?
+    wb.figures.flow(flow)                 where do an expert's tokens go next?
+    wb.figures.sankey(flow)               and from one layer, as ways?
+    wb.figures.coactivation(pairs)        which experts go together?
+    wb.figures.domains(domains)           which experts take which domains?
+    wb.figures.vocabulary(vocabulary)     which tokens does an expert see?
+    wb.figures.churn(churn)               how much does the routing still change?
     wb.figures.probe_result(found)        what did any probe find?
     wb.figures.to_html(fig)               one self-contained page; the only way out of a notebook
     wb.figures.save(fig, "load.png")      a file: .html, .png, .svg, .json, or .csv of its table
@@ -28,14 +35,21 @@ if TYPE_CHECKING:
     from workbench.figures.capability_emergence import emergence as emergence
     from workbench.figures.caption import Caption as Caption
     from workbench.figures.caption import caption_of as caption_of
+    from workbench.figures.coactivation_map import coactivation as coactivation
+    from workbench.figures.domain_experts import domains as domains
+    from workbench.figures.expert_vocabulary import vocabulary as vocabulary
     from workbench.figures.figure import show_config as show_config
+    from workbench.figures.flow_sankey import sankey as sankey
     from workbench.figures.lead_lag import leads as leads
     from workbench.figures.lesion_curves import lesions as lesions
     from workbench.figures.load_balance import balance as balance
+    from workbench.figures.load_distribution import load_spread as load_spread
     from workbench.figures.page import to_html as to_html
     from workbench.figures.probe_lines import probe_result as probe_result
+    from workbench.figures.router_churn import churn as churn
     from workbench.figures.router_load import expert_load as expert_load
     from workbench.figures.router_saturation import saturation as saturation
+    from workbench.figures.routing_flow import flow as flow
     from workbench.figures.saved import save as save
     from workbench.figures.template import arm_colors as arm_colors
     from workbench.figures.training_loss import loss as loss
@@ -52,6 +66,13 @@ _HOMES = {
     "transplant": "transplant_waterfall",
     "leads": "lead_lag",
     "lesions": "lesion_curves",
+    "load_spread": "load_distribution",
+    "flow": "routing_flow",
+    "sankey": "flow_sankey",
+    "coactivation": "coactivation_map",
+    "domains": "domain_experts",
+    "vocabulary": "expert_vocabulary",
+    "churn": "router_churn",
     "probe_result": "probe_lines",
     "to_html": "page",
     "save": "saved",
