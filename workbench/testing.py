@@ -15,6 +15,7 @@ For tests of probes, for one's own analysis ("would my method see a dead expert?
     signals_record       signals that lead, lag or wander: PlantedSignal
     planted_model        a model whose capability lives in one expert of one layer: PlantedModel
     PlantedSubject       a checkpoint whose streams hold known labels: readable_stream, ...
+    planted_run          a whole run on disk, trunk and two arms; PLANTED: what is true of it
     ScriptedLoss         models that say what they were told: their losses and texts are known
 """
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from workbench.planted.router import Ramp as Ramp
     from workbench.planted.router import router_record as router_record
     from workbench.planted.routing import activations_record as activations_record
+    from workbench.planted.run import PLANTED as PLANTED
+    from workbench.planted.run import planted_run as planted_run
     from workbench.planted.scripted import KnownTexts as KnownTexts
     from workbench.planted.scripted import ScriptedLoss as ScriptedLoss
     from workbench.planted.signals import PlantedSignal as PlantedSignal
@@ -67,6 +70,8 @@ _FILES = {
     "lexical_stream": "stream",
     "readable_stream": "stream",
     "shared_streams": "stream",
+    "PLANTED": "run",
+    "planted_run": "run",
     "KnownTexts": "scripted",
     "ScriptedLoss": "scripted",
 }
