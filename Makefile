@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint lab format bench-train bench-capture bench-store bench-probes \
+.PHONY: demo test test-fast lint docs lab format bench-train bench-capture bench-store bench-probes \
 	gpu-check clean
 
 # Pinned by constraints.txt, so that two machines run the same versions.
@@ -30,6 +30,9 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## the documentation site, into docs/_build/html
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/workbench lab notebooks
