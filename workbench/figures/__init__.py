@@ -17,6 +17,7 @@
     wb.figures.vocabulary(vocabulary)     which tokens does an expert see?
     wb.figures.churn(churn)               how much does the routing still change?
     wb.figures.probe_result(found)        what did any probe find?
+    wb.figures.by_layer(found)            in which layer, and since when?
     wb.figures.to_html(fig)               one self-contained page; the only way out of a notebook
     wb.figures.save(fig, "load.png")      a file: .html, .png, .svg, .json, or .csv of its table
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from workbench.figures.load_balance import balance as balance
     from workbench.figures.load_distribution import load_spread as load_spread
     from workbench.figures.page import to_html as to_html
+    from workbench.figures.probe_heatmap import by_layer as by_layer
     from workbench.figures.probe_lines import probe_result as probe_result
     from workbench.figures.router_churn import churn as churn
     from workbench.figures.router_load import expert_load as expert_load
@@ -74,6 +76,7 @@ _HOMES = {
     "vocabulary": "expert_vocabulary",
     "churn": "router_churn",
     "probe_result": "probe_lines",
+    "by_layer": "probe_heatmap",
     "to_html": "page",
     "save": "saved",
     "show_config": "figure",

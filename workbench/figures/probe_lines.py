@@ -3,7 +3,8 @@
 Needs   the dataset that a probe returned; beside a variable, where there are, <name>_low and
         <name>_high, attributes units, long_name, interval and chance_level.
 Yields  a figure: a line a label (layer, task, ...) with its band and its chance level; small panels
-        where there are many labels, a map where there are more; without checkpoints a dot a label.
+        where there are many labels, a map where there are more, or many layers
+        (probe_heatmap.py); without checkpoints a dot a label.
 
 It makes a probe that somebody has just written visible. Figures that know what they show say more.
 """
@@ -26,6 +27,7 @@ from workbench.figures.lines import Line, draw_line, hover_of
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import axis_names
 from workbench.figures.probe_dots import ROWS, colorbar, each, value_axis, without_training
+from workbench.figures.probe_heatmap import by_layer, fits
 from workbench.figures.result_view import View, variables, view_of
 from workbench.figures.result_words import result_notes, result_sentence, result_table
 from workbench.figures.template import INK, MAGNITUDE, MUTED, TRUNK, arm_colors
@@ -66,6 +68,8 @@ def probe_result(
         'From step 0 to 80 the median of norm over 2 layers g'
     """
     view = view_of(ds, variable, x)
+    if view.clock is not None and fits(ds, view.name) and ds.sizes["layer"] > TOGETHER:
+        return by_layer(ds, view.name, name=name, marks=marks, x=x, code=code)
     others = [v for v in variables(ds) if v != view.name]
     if not np.isfinite(view.values_LS).any():
         fig, height, drawn = _nothing(view), 90, ""
