@@ -7,27 +7,25 @@ Yields  `Series.carry_out`: name -> dataset (checkpoint, ...). Kept is each resu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import xarray as xr
 
 from probes.exam import Exam
 from probes.registry import Probe
-from probes.running.one_pass import Failure, Order, Outcome, forget, sit
+from probes.running.one_pass import Failure, Order, Outcome
+from probes.running.work import all_at_once, elsewhere, here
 from workbench.checkpoints import Checkpoint
-from workbench.errors import ProbeFailed, RunNotFound, SchemaError, UsageError, WorkbenchError
+from workbench.errors import ProbeFailed, RunNotFound, SchemaError, UsageError
 from workbench.run import Run
 from workbench.store.result_key import NAMED, Asked
 from workbench.store.results import Results
 
 Against = str | int
-RETRIES = 2
-"""How often a worker's failure is tried again."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Series:
             return self._told_of(wholes)
         faults: list[str] = []
         for order in [o for o in missing if o.probe.reads == "checkpoints"]:
-            found = _all_at_once(self, order, client)
+            found = all_at_once(self, order, client)
             if isinstance(found, Failure):
                 faults.append(f"probe {order.probe.name!r} failed: {found.why.rstrip('.')}")
                 continue
@@ -194,13 +192,13 @@ class Series:
         todo: dict[int, list[Order]] = {}
         looked = {order.probe.name: set(self._positions(order)) for order in orders}
         for i in range(len(self.checkpoints)):
-            here = [order for order in orders if i in looked[order.probe.name]]
-            told = self._told_already(here, i)
+            at = [order for order in orders if i in looked[order.probe.name]]
+            told = self._told_already(at, i)
             outcomes.append(told)
-            if lacking := [order for order in here if order.probe.name not in told]:
+            if lacking := [order for order in at if order.probe.name not in told]:
                 todo[i] = lacking
         bar = _bar(len(todo), progress)
-        work = _here(self, todo) if client is None else _elsewhere(self, todo, client)
+        work = here(self, todo) if client is None else elsewhere(self, todo, client)
         try:
             with closing(work):
                 for i, outcome in work:
@@ -299,97 +297,6 @@ def _references(
             f"against={against!r}: expected 'final', 'first', 'previous', 'fork' or a step."
         )
     return [one] * len(checkpoints)
-
-
-Work = Generator[tuple[int, Outcome], None, None]
-"""Places of checkpoints, and what was found there; a place may come again with the rest."""
-
-
-def _here(series: Series, todo: Mapping[int, list[Order]]) -> Work:
-    examination = uuid4().hex
-    try:
-        for i, orders in todo.items():
-            yield i, _sat(series, i, orders, examination)
-    finally:
-        forget(examination)
-
-
-def _elsewhere(series: Series, todo: Mapping[int, list[Order]], client: Any) -> Work:
-    """On the workers of a Dask client, in the order in which they finish. Where a probe failed by
-    chance the others' results are given out at once, and that probe alone is tried again.
-    """
-    from distributed import as_completed
-
-    examination = uuid4().hex
-    tries, open_ = dict.fromkeys(todo, 0), {i: list(orders) for i, orders in todo.items()}
-    futures: dict[Any, int] = {}
-
-    def submit(i: int) -> Any:
-        # Dask itself tries again where loading fails or a worker dies. The exam goes along with
-        # every checkpoint: scattered data would be lost with the workers that hold it.
-        future = client.submit(
-            sit, series.checkpoints[i], series.exam, open_[i], series.references[i], series.device,
-            examination=examination, pure=False, retries=RETRIES,
-        )  # fmt: skip
-        futures[future] = i
-        return future
-
-    done = as_completed([submit(i) for i in todo])
-    try:
-        for future in done:
-            i = futures.pop(future)
-            error = future.exception()
-            outcome = _all_failed(open_[i], error) if error is not None else future.result()
-            future.release()
-            again = [o for o in open_[i] if tries[i] < RETRIES and _by_chance(outcome, o)]
-            if again:
-                tries[i] += 1
-                open_[i] = again
-                done.add(submit(i))
-            names = {order.probe.name for order in again}
-            yield i, {name: part for name, part in outcome.items() if name not in names}
-    finally:
-        client.cancel(list(futures))
-        with suppress(Exception):  # workers that are gone hold nothing
-            client.run(forget, examination)
-
-
-def _by_chance(outcome: Outcome, order: Order) -> bool:
-    part = outcome[order.probe.name]
-    return isinstance(part, Failure) and part.by_chance
-
-
-def _all_at_once(series: Series, order: Order, client: Any) -> xr.Dataset | Failure:
-    """What a probe that mixes checkpoints finds; on one worker where there is a client."""
-    arguments = (series.checkpoints, series.exam, series.device)
-    try:
-        if client is None:
-            found = order.probe.function(*arguments, **order.params)
-        else:
-            found = client.submit(
-                order.probe.function, *arguments, **order.params, pure=False, retries=RETRIES
-            ).result()
-        if isinstance(found, xr.Dataset):
-            found = found.load()
-    except WorkbenchError as error:
-        return Failure(str(error))
-    except Exception as error:  # a scientist's probe must not take the others down
-        return Failure(f"{type(error).__name__}: {error}")
-    if not isinstance(found, xr.Dataset):
-        return Failure(f"it returned a {type(found).__name__}, expected an xr.Dataset")
-    return found.assign_attrs(question=order.probe.question)
-
-
-def _sat(series: Series, i: int, orders: list[Order], examination: str) -> Outcome:
-    at, reference = series.checkpoints[i], series.references[i]
-    try:
-        return sit(at, series.exam, orders, reference, series.device, examination=examination)
-    except Exception as error:  # one damaged checkpoint must not cost the others
-        return _all_failed(orders, error)
-
-
-def _all_failed(orders: Sequence[Order], error: BaseException) -> Outcome:
-    return {order.probe.name: Failure(str(error) or type(error).__name__) for order in orders}
 
 
 def _told(name: str, failed: Sequence[tuple[Checkpoint, str]], of: int) -> str:

@@ -26,7 +26,7 @@ from probes import registry, subject
 from probes.exam import Exam
 from probes.examine import examine
 from probes.registry import find, probe
-from probes.running import one_pass, series
+from probes.running import one_pass, work
 from probes.running.kept import holds
 from workbench.errors import ProbeFailed, RunNotFound, UsageError, WorkbenchError
 
@@ -444,14 +444,14 @@ def test_results_of_checkpoints_are_kept_as_they_come(run_path, monkeypatch):
     """An examination that is broken off leaves what it had found."""
     _norms()
     run = wb.open_run(run_path)
-    sit = series.sit
+    sit = work.sit
 
     def broken_off(checkpoint, *rest, **named):
         if checkpoint.step >= 8:
             raise KeyboardInterrupt
         return sit(checkpoint, *rest, **named)
 
-    monkeypatch.setattr(series, "sit", broken_off)
+    monkeypatch.setattr(work, "sit", broken_off)
     with pytest.raises(KeyboardInterrupt):
         examine(run, "norms")
     assert len(run.results.list("norms")) == sum(step < 8 for step in run.checkpoints.steps)
