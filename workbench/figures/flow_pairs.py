@@ -121,7 +121,7 @@ def _step(ds: xr.Dataset, load: xr.DataArray | None) -> Step:
     layer = int(ds["layer"])
     transition = ds["transition"].transpose("expert", "expert2").values.astype(np.float64)
     there = np.isfinite(transition).any(axis=1)
-    weight: np.ndarray = there.astype(np.float64)
+    weight = np.asarray(there, dtype=np.float64)
     if load is not None:
         weight = np.asarray(_weights(load, layer, ds["expert"].values) * there)
     if weight.sum() > 0:

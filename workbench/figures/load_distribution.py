@@ -314,7 +314,9 @@ def distribution_sentence(load: xr.DataArray) -> str:
 
 
 def _middle(ratio: xr.DataArray) -> str:
-    low, high = (float(ratio.quantile(q, "expert").median("layer")) for q in (0.25, 0.75))
+    low, high = (
+        float(ratio.quantile(q, "expert", skipna=False).median("layer")) for q in (0.25, 0.75)
+    )
     return f"{number(low)} to {number(high)}"
 
 
