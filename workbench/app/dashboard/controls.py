@@ -29,8 +29,12 @@ SETTINGS = (
     ("layer", "value"), ("layer", "max"), ("expert", "value"), ("expert", "max"),
     ("start", "value"), ("start", "max"), ("stop", "value"), ("stop", "max"),
     ("span", "max"), ("span", "value"), ("choices", "children"), ("whole", "children"),
+    ("where", "hidden"),
 )  # fmt: skip
 """Ids and properties that a view sets."""
+
+WHERE = ("layers", "tokens")
+"""Pages on which layer and expert say something."""
 
 READ = (
     ("layer", "value"), ("expert", "value"), ("start", "value"), ("stop", "value"),
@@ -50,8 +54,11 @@ def controls() -> Any:
             html.Div(
                 [
                     html.Div([], id="choices"),
-                    _number("layer", "Layer"),
-                    _number("expert", "Expert"),
+                    html.Div(
+                        [_number("layer", "Layer"), _number("expert", "Expert")],
+                        id="where",
+                        className="where",
+                    ),
                 ],
                 className="choosing",
             ),
@@ -91,7 +98,7 @@ def settings(moment: Moment) -> list[Any]:
     return [
         view.layer, max(layers - 1, 0), view.expert, max(experts - 1, 0), view.start,
         max(last - 1, 0), view.stop, last, max(last, 1), [view.start, max(moment.stop, 1)],
-        choices(moment), link("Whole run", whole, view == whole),
+        choices(moment), link("Whole run", whole, view == whole), view.page not in WHERE,
     ]  # fmt: skip
 
 

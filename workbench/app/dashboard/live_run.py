@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
 import probes
+from checkpoints_index.window import Interval
 from workbench.app.dashboard.health import Health, health
 from workbench.app.dashboard.holder import holder_of
 from workbench.app.dashboard.live_record import LiveRecord
@@ -31,6 +32,9 @@ from workbench.figures.marks import Mark, marks_of
 from workbench.figures.template import arm_colors
 from workbench.run import Run, Window, open_run
 from workbench.store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CURVES = ("loss", "lr", "grad_norm", "tokens_seen", "utc", "capture_seconds", "captured_every")
 ROUTER = ("assignments", "tokens", "entropy", "margin", "topk_mass", "near_tie")
@@ -61,6 +65,17 @@ class LiveRun:
         self._arms: dict[str, Run] = {self.run.branch: self.run}
         self._records: OrderedDict[tuple[Any, ...], LiveRecord] = OrderedDict()
         self._computed: dict[str, tuple[Any, Any]] = {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The run's, read once; None where it has none, or one that cannot be read."""
+        from tokenizers import Tokenizer
+
+        file = self.run.path / "tokenizer.json"
+        try:
+            return Tokenizer.from_file(str(file)) if file.is_file() else None
+        except Exception:  # the library raises no narrower one
+            return None
 
     def moment(self, view: View) -> Moment:
         """What `view` shows of the run, as it is now."""
@@ -165,7 +180,13 @@ class Moment:
     @cached_property
     def window(self) -> Window:
         """The steps that are shown."""
-        return self.run.window(start=self.view.start, stop=max(self.stop, self.view.start + 1))
+        stop = max(self.stop, self.view.start + 1)
+        return Window(self.run, Interval("step", self.view.start, stop))
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The run's tokenizer, for the text of token ids; None where there is none to be read."""
+        return self.live.tokenizer
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
@@ -213,6 +234,8 @@ class Moment:
         )
         counts = counts.rename(bin="step").assign_coords(step=counts["last_step"].values)
         found = probes.balance(counts.drop_vars(["last_step"]))
+        # To the figure these are samples: each is measured over its steps, none is a mean of them.
+        found = found.drop_vars(["rows", "first_step"], errors="ignore")
         return self._noted(self._clocked(found, arm), arm)
 
     def router_lines_of(self, arm: str) -> xr.Dataset:

@@ -34,6 +34,6 @@ def panels(moment: Moment) -> list[Panel]:
             lambda: figures.balance(
                 {arm: moment.balance_of(arm)}, marks=marks, x=x, colors=moment.colors
             ),
-            foot="Measured over the steps of each point together.",
+            foot="Each point is measured over all of its steps together.",
         ),
     ]  # fmt: skip
