@@ -39,6 +39,7 @@ Squares = dict[tuple[str, int], np.ndarray]
     "weight-change",
     question="How far did each part of the model move, as a share of its size?",
     reads="pair",
+    version=2,
 )
 def weight_change(subject: Subject, reference: Subject) -> xr.Dataset:
     """||W_b - W_a|| / ||W_a|| of the model, of each part and of each parameter.
@@ -48,9 +49,9 @@ def weight_change(subject: Subject, reference: Subject) -> xr.Dataset:
         reference: a; of the same architecture.
 
     Returns:
-        Dataset: change and reference_norm (part) with coordinates kind and layer_of_part (-1: in no
-        block, or in all); expert_change (layer, expert) where the model has experts, NaN in blocks
-        without any; tensor_change (tensor).
+        Dataset: change and reference_norm (part) with coordinates kind, layer_of_part (-1: in no
+        block, or in all) and parameters, their number; expert_change (layer, expert) where the
+        model has experts, NaN in blocks without any; tensor_change (tensor).
 
     Raises:
         UsageError: the two are not the same architecture.
@@ -77,6 +78,8 @@ def weight_change(subject: Subject, reference: Subject) -> xr.Dataset:
     whole = [_total(squares, [(name, -1) for name in now])]
     sums = np.array(whole + [_total(squares, _keys(part)) for part in parts.values()])
     tensors = np.array([squares[name, -1] for name in now])
+    counts = [tensor.numel() for tensor in now.values()]
+    own = [sum(p.of(now[p.parameter]).numel() for p in part.slices) for part in parts.values()]
     result = xr.Dataset(
         {
             "change": ("part", _ratio(sums)),
@@ -87,12 +90,13 @@ def weight_change(subject: Subject, reference: Subject) -> xr.Dataset:
             "part": ["model", *parts],
             "kind": ("part", ["model", *(part.kind for part in parts.values())]),
             "layer_of_part": ("part", [-1, *(part.layer for part in parts.values())]),
+            "parameters": ("part", [sum(counts), *own]),
             "tensor": list(now),
         },
     )
     if by_expert:
         result["expert_change"] = _of_experts(squares, by_expert)
-    return _described(result, int(sum(tensor.numel() for tensor in now.values())))
+    return _described(result, sum(counts))
 
 
 def _squares(

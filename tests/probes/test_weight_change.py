@@ -44,6 +44,19 @@ def test_one_experts_step_is_seen_in_it_alone_and_has_its_length():
     assert moved == {"model", "experts", "blocks.1 experts"}
 
 
+def test_every_parameter_is_counted_once_in_a_kind_and_once_in_a_block():
+    new, old = pair()
+    found = weight_change(new, old)
+    total = sum(p.numel() for p in new.model.parameters())
+    counts = dict(zip(found.part.values, found.parameters.values, strict=True))
+    assert counts.pop("model") == found.attrs["n"] == total
+    kinds = set(found.kind.values)
+    assert sum(n for name, n in counts.items() if name in kinds) == total
+    pairs = zip(found.kind.values, found.part.values, strict=True)
+    spread = {kind for kind, name in pairs if kind != name}
+    assert sum(n for name, n in counts.items() if name not in spread) == total
+
+
 def test_it_agrees_with_a_plain_loop_over_parameters():
     new, old = pair()
     before = dict(old.model.named_parameters())
