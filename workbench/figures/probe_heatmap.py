@@ -386,8 +386,3 @@ def _notes(
     return tuple(
         n for n in (*notes, *result_notes(view, "colour:", others)) if n and n != "colour:"
     )
-
-
-def _table(view: View, layers: list[float], sheets: list[Sheet]) -> Table:
-    """A row a label and layer, as every result's: last value with bounds, and the first."""
-    return result_table(view)
