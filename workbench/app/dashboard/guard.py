@@ -17,6 +17,7 @@ from __future__ import annotations
 import gzip
 import hmac
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -29,6 +30,7 @@ Application = Callable[[Environ, Start], Iterable[bytes]]
 _COMPRESSED = ("text/", "application/json", "application/javascript", "image/svg+xml")
 _SMALLEST = 2048
 _KEPT_COMPRESSED = 16
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _METHODS = ("GET", "HEAD", "POST")
 
 
@@ -48,15 +50,14 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header, without its port.
+    """The name in a Host header, without its port; "" where it is none.
 
     Example:
-        >>> host_name("localhost:8050"), host_name("[::1]:8050"), host_name("127.0.0.1")
-        ('localhost', '::1', '127.0.0.1')
+        >>> [host_name(h) for h in ("localhost:8050", "[::1]:8050", "127.0.0.1", "a@b:c")]
+        ['localhost', '::1', '127.0.0.1', '']
     """
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if header.count(":") == 1 else header
+    found = _HOST.fullmatch(header)
+    return found["name"].strip("[]") if found else ""
 
 
 class Guard:
