@@ -68,7 +68,7 @@ def gallery(docs: Path) -> str:
 def _card(name: str, question: str, held: dict[str, dict[str, Any]]) -> list[str]:
     out = [".. container:: card", ""]
     if name in held:
-        out += [f"    .. image:: /gallery/{name}.png", f"        :target: figures/{name}.html"]
+        out += [f"    .. image:: /gallery/{name}.webp", f"        :target: figures/{name}.html"]
         out += [f"        :alt: {_alt(held[name])}", "        :loading: lazy", ""]
     words = f"    :ref:`{_in_role(question)} <figure-{name}>`"
     return [*out, words, "", f"    ``{name}``", ""]
@@ -85,7 +85,7 @@ def _in_role(text: str) -> str:
 def _page(name: str, question: str, entry: dict[str, Any] | None) -> str:
     out = [f".. _figure-{name}:", "", name, "=" * len(name), "", f"*{inline(question)}*", ""]
     if entry:
-        out += [f".. image:: /gallery/{name}.png", f"    :alt: {_alt(entry)}", "    :width: 100%"]
+        out += [f".. image:: /gallery/{name}.webp", f"    :alt: {_alt(entry)}"]
         out += ["", inline(entry["sentence"]), ""]
         out += [f"- {inline(note)}" for note in entry["notes"]]
         out += ["", "*The demo's run; a picture of it, where the figure itself answers the mouse.*"]
