@@ -12,7 +12,8 @@ one goes to any expert by accident every time. Where there are no bounds the dot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ TOP = 20
 COLUMNS = 6
 """Ids of each expert in the table of a layer."""
 
+LISTED = 50
+"""Ids of one expert in its table of numbers."""
+
 _DOT_PX, _ROW_PX = 22, 24
 _CELL_LETTERS = 120
 """Letters that fit into a row of the table."""
@@ -48,8 +52,8 @@ class Words:
     layer: int
     experts: np.ndarray
     ids: np.ndarray
-    names: list[str]
-    """Text of each id, unescaped."""
+    names: Mapping[int, str]
+    """Place of an id -> its text, unescaped; of those that are shown."""
     share: np.ndarray
     """(id, expert): share of the id's occurrences that chose the expert."""
     low: np.ndarray | None
@@ -72,6 +76,21 @@ class Words:
                 f"{int(self.experts.min())} to {int(self.experts.max())}."
             )
         return int(found[0])
+
+    @property
+    def over(self) -> np.ndarray:
+        """(id, expert): the lower bound of the share, or the share, over the expert's of all."""
+        by = self.share if self.low is None else self.low
+        return np.asarray(by / np.where(self.base > 0, self.base, np.nan))
+
+    @property
+    def surest(self) -> tuple[int, int] | None:
+        """Places of the id and the expert with the greatest `over`."""
+        over = self.over
+        if not np.isfinite(over).any():
+            return None
+        i, place = np.unravel_index(int(np.nanargmax(over)), over.shape)
+        return int(i), int(place)
 
     def top(self, place: int, most: int) -> np.ndarray:
         """Ids of the expert at `place`, those that it takes most surely first."""
@@ -119,7 +138,9 @@ def vocabulary(
     ds = now.values
     if not ds["share"].size:
         raise UsageError(f"shares of {dict(ds['share'].sizes)} hold no number; lower min_count.")
-    words = _words(one_layer(ds, layer, _telling(ds)), tokens)
+    words = _words(one_layer(ds, layer, _telling(ds)))
+    places = range(len(words.experts)) if expert is None else [words.place(expert)]
+    words = _named(words, tokens, places, max(top or 0, COLUMNS if expert is None else LISTED))
     first = "the greatest share" if words.low is None else "the surest"
     if expert is None:
         fig, height = _table_of(words, now, top or COLUMNS)
@@ -149,7 +170,17 @@ def _telling(ds: xr.Dataset) -> int:
     return int(np.nanargmax(ds["kappa"].values))
 
 
-def _words(ds: xr.Dataset, tokens: TokenText) -> Words:
+def _named(words: Words, tokens: TokenText, places: Iterable[int], most: int) -> Words:
+    """With the text of the ids that will be shown: a vocabulary may hold 100,000."""
+    shown = {int(i) for place in places for i in words.top(place, most)}
+    if words.surest is not None:
+        shown.add(words.surest[0])
+    known = sorted(shown)
+    names = token_names((int(words.ids[i]) for i in known), tokens)
+    return replace(words, names=dict(zip(known, names, strict=True)))
+
+
+def _words(ds: xr.Dataset) -> Words:
     share, low, high = (
         ds[name].transpose("token_id", "expert").values.astype(np.float64)
         if name in ds and bool(ds[name].notnull().any())
@@ -161,7 +192,7 @@ def _words(ds: xr.Dataset, tokens: TokenText) -> Words:
     ids = ds["token_id"].values
     return Words(
         layer=int(ds["layer"]), experts=ds["expert"].values, ids=ids,
-        names=token_names(ids, tokens), share=share, low=low, high=high,
+        names={}, share=share, low=low, high=high,
         count=np.nan_to_num(ds["count"].values.astype(np.float64)),
     )  # fmt: skip
 
@@ -269,7 +300,7 @@ def expert_sentence(words: Words, place: int, now: Moment) -> str:
     n = f"these {round(float(words.count.sum())):,} tokens"
     if not len(chosen):
         return f"{expert} takes none of {n}{when}."
-    head = f"{expert} takes {base:.0%} of {n}{when}.".replace("%", " %")
+    head = f"{expert} takes {100 * base:.0f} % of {n}{when}."
     ids = many(len(words.ids), "id")
     if words.low is None:
         over = int((words.share[:, place] > base).sum())
@@ -284,7 +315,7 @@ def expert_sentence(words: Words, place: int, now: Moment) -> str:
 
 
 def _quoted(words: Words, i: int, place: int) -> str:
-    return f"“{words.names[i]}” ({words.share[i, place]:.0%} of it)".replace("%", " %")
+    return f"“{words.names[i]}” ({100 * words.share[i, place]:.0f} % of it)"
 
 
 def layer_sentence(words: Words, ds: xr.Dataset, now: Moment) -> str:
@@ -295,15 +326,12 @@ def layer_sentence(words: Words, ds: xr.Dataset, now: Moment) -> str:
         f"{many(len(words.ids), 'id')}."
     )
     said = f"{said} {_kappa(ds, words.layer)}".strip()
-    base = words.base
-    by = words.share if words.low is None else words.low
-    over = np.where(base > 0, by / np.where(base > 0, base, 1.0), np.nan)
-    if not np.isfinite(over).any():
+    if words.surest is None:
         return said
-    i, place = (int(p) for p in np.unravel_index(int(np.nanargmax(over)), over.shape))
-    if over[i, place] <= 1:
+    i, place = words.surest
+    if words.over[i, place] <= 1:
         return f"{said} No expert surely takes more of a token than of all tokens."
-    times = number(words.share[i, place] / base[place])
+    times = number(words.share[i, place] / words.base[place])
     how = "Furthest over its load" if words.low is not None else "By the shares alone, furthest up"
     return (
         f"{said} {how} is expert {int(words.experts[place])} on {_quoted(words, i, place)}: "
@@ -324,7 +352,7 @@ def _kappa(ds: xr.Dataset, layer: int) -> str:
     return f"A token's id says something of its experts ({told})."
 
 
-def vocabulary_table(words: Words, place: int | None, most: int = 50) -> Table:
+def vocabulary_table(words: Words, place: int | None, most: int = LISTED) -> Table:
     """The ids of one expert, or the first ids of each, with shares and counts."""
     places = range(len(words.experts)) if place is None else [place]
     rows: list[tuple[Any, ...]] = []

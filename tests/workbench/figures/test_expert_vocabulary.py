@@ -169,3 +169,19 @@ def test_what_is_not_there_is_refused_with_what_is():
         vocabulary(xr.Dataset({"loss": ("step", [1.0])}))
     with pytest.raises(UsageError, match="lower min_count"):
         vocabulary(seen().isel(token_id=slice(0, 0)))
+
+
+def test_a_percent_sign_in_a_token_stays_as_it_is():
+    said = caption_of(vocabulary(seen(), layer=1, expert=1, tokens={5: ")%"})).sentence
+    assert "“)%” (100 % of it)" in said
+
+
+def test_only_the_text_of_ids_that_are_shown_is_asked_for():
+    rng = np.random.default_rng(0)
+    found = xr.Dataset(
+        {"share": (("layer", "token_id", "expert"), rng.beta(1, 15, (1, 20_000, 8))),
+         "count": ("token_id", np.full(20_000, 20.0))},
+    )  # fmt: skip
+    asked = []
+    vocabulary(found, tokens=lambda i: asked.append(i) or str(i))
+    assert len(asked) <= 8 * 6 + 1
