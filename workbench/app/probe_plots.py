@@ -43,6 +43,8 @@ class Drawer:
 
 DRAWERS: dict[str, Drawer] = {
     "lesions": Drawer(probe="lesion", figure="lesions", takes=("x", "task")),
+    "weight-change": Drawer(probe="weight-change", figure="weight_changes", end_only=True),
+    "router-transplant": Drawer(probe="router-transplant", figure="router_grid", takes=("task",)),
 }
 """Figure name -> how it is drawn."""
 

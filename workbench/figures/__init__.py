@@ -18,6 +18,8 @@
     wb.figures.churn(churn)               how much does the routing still change?
     wb.figures.probe_result(found)        what did any probe find?
     wb.figures.by_layer(found)            in which layer, and since when?
+    wb.figures.weight_changes(moved)      which parts of the model moved?
+    wb.figures.router_grid(grid)          was it the routing, or what is routed to?
     wb.figures.to_html(fig)               one self-contained page; the only way out of a notebook
     wb.figures.save(fig, "load.png")      a file: .html, .png, .svg, .json, or .csv of its table
 
@@ -51,11 +53,13 @@ if TYPE_CHECKING:
     from workbench.figures.router_churn import churn as churn
     from workbench.figures.router_load import expert_load as expert_load
     from workbench.figures.router_saturation import saturation as saturation
+    from workbench.figures.router_transplant_matrix import router_grid as router_grid
     from workbench.figures.routing_flow import flow as flow
     from workbench.figures.saved import save as save
     from workbench.figures.template import arm_colors as arm_colors
     from workbench.figures.training_loss import loss as loss
     from workbench.figures.transplant_waterfall import transplant as transplant
+    from workbench.figures.weight_change_map import weight_changes as weight_changes
 
 # No file is named like the function in it: importing the file would hide the function.
 _HOMES = {
@@ -77,6 +81,8 @@ _HOMES = {
     "churn": "router_churn",
     "probe_result": "probe_lines",
     "by_layer": "probe_heatmap",
+    "weight_changes": "weight_change_map",
+    "router_grid": "router_transplant_matrix",
     "to_html": "page",
     "save": "saved",
     "show_config": "figure",
