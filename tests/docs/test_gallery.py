@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from building.figure_pages import THEMES, theme_of
@@ -43,3 +44,12 @@ def test_no_words_of_a_picture_name_the_machine_that_drew_it():
 
 def test_every_figure_has_its_place_in_the_gallery():
     assert {theme_of(name, DOCS) for name in NAMES} <= set(THEMES)
+
+
+def test_every_screen_is_shown_with_words_and_is_small():
+    page = (DOCS / "screens.md").read_text(encoding="utf-8")
+    screens = sorted((DOCS / "screens").glob("*"))
+    assert screens
+    for screen in screens:
+        assert screen.stat().st_size < 100_000
+        assert re.search(rf"!\[[^\]]{{20,}}\]\(screens/{screen.name}\)", page), screen.name
