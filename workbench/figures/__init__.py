@@ -10,6 +10,7 @@
     wb.figures.leads(leads)               which signals moved before it?
     wb.figures.lesions(lesion, task=...)  which experts does it need?
     wb.figures.load_spread(load)          how is the load spread over experts?
+    wb.figures.entropy_spread(run.router) how sure is the router, token by token?
     wb.figures.flow(flow)                 where do an expert's tokens go next?
     wb.figures.sankey(flow)               and from one layer, as ways?
     wb.figures.coactivation(pairs)        which experts go together?
@@ -20,6 +21,7 @@
     wb.figures.by_layer(found)            in which layer, and since when?
     wb.figures.weight_changes(moved)      which parts of the model moved?
     wb.figures.router_grid(grid)          was it the routing, or what is routed to?
+    wb.figures.trajectory(apart)          which way did training go, and where did arms part?
     wb.figures.to_html(fig)               one self-contained page; the only way out of a notebook
     wb.figures.save(fig, "load.png")      a file: .html, .png, .svg, .json, or .csv of its table
 
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     from workbench.figures.capability_emergence import emergence as emergence
     from workbench.figures.caption import Caption as Caption
     from workbench.figures.caption import caption_of as caption_of
+    from workbench.figures.checkpoint_trajectory import trajectory as trajectory
     from workbench.figures.coactivation_map import coactivation as coactivation
     from workbench.figures.domain_experts import domains as domains
+    from workbench.figures.entropy_distribution import entropy_spread as entropy_spread
     from workbench.figures.expert_vocabulary import vocabulary as vocabulary
     from workbench.figures.figure import show_config as show_config
     from workbench.figures.flow_sankey import sankey as sankey
@@ -73,6 +77,7 @@ _HOMES = {
     "leads": "lead_lag",
     "lesions": "lesion_curves",
     "load_spread": "load_distribution",
+    "entropy_spread": "entropy_distribution",
     "flow": "routing_flow",
     "sankey": "flow_sankey",
     "coactivation": "coactivation_map",
@@ -83,6 +88,7 @@ _HOMES = {
     "by_layer": "probe_heatmap",
     "weight_changes": "weight_change_map",
     "router_grid": "router_transplant_matrix",
+    "trajectory": "checkpoint_trajectory",
     "to_html": "page",
     "save": "saved",
     "show_config": "figure",
