@@ -20,6 +20,7 @@ import pytest
 
 from workbench.app.cli import main
 from workbench.app.lab import jupyter_lab, tile, tile_server
+from workbench.testing import planted_run
 
 ROOT = Path(__file__).parents[3]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -90,7 +91,7 @@ def test_jupyter_server_proxy_takes_the_tile_and_fills_in_port_and_address():
     assert process.launcher_entry.title == "Training dynamics"
     assert Path(process.launcher_entry.icon_path).read_text().startswith("<svg")
     filled = [part.format(port=9, base_url="/user/me/") for part in process.command]
-    assert filled[-4:] == ["--port", "9", "--base-path", "/user/me/training-dynamics/"]
+    assert filled[-4:] == ["--port", "9", "--prefix", "/user/me/training-dynamics/"]
 
 
 def test_the_pages_settings_ask_no_question():
@@ -146,7 +147,7 @@ def test_until_there_is_a_run_the_tile_says_what_to_do_and_then_becomes_its_dash
     port = free_port()
     env = {k: v for k, v in os.environ.items() if k != "WORKBENCH_RUN"}
     process = spawn(
-        sys.executable, stand_in / "seen.py", "--port", port, "--base-path", "/x/",
+        sys.executable, stand_in / "seen.py", "--port", port, "--prefix", "/x/",
         cwd=tmp_path, env=env | {"PYTHONPATH": own_path()},
     )  # fmt: skip
     status, page = until(lambda: get(port, "/x/"))
@@ -169,8 +170,10 @@ def test_the_page_shows_a_hostile_folder_as_text():
 
 
 @pytest.mark.slow
-def test_in_a_browser_jupyterlab_shows_the_tile_and_asks_nothing(spawn, tmp_path):
+def test_in_a_browser_jupyterlab_asks_nothing_and_its_tile_opens_the_dashboard(spawn, tmp_path):
     pytest.importorskip("jupyterlab")
+    pytest.importorskip("dash")
+    pytest.importorskip("waitress")
     pytest.importorskip("jupyter_server_proxy")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -208,6 +211,11 @@ def test_in_a_browser_jupyterlab_shows_the_tile_and_asks_nothing(spawn, tmp_path
             card.first.click()
         opened.value.get_by_text("No run yet").wait_for(timeout=60_000)
         assert opened.value.url.endswith("/training-dynamics/")
+        # The page asks again by itself, and finds the run.
+        planted_run(tmp_path / "runs" / "mine")
+        shown = opened.value.get_by_role("heading", name="planted")
+        shown.wait_for(timeout=120_000)
+        opened.value.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
         browser.close()
 
 

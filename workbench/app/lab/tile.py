@@ -26,9 +26,8 @@ READY_SECONDS = 60
 def training_dynamics() -> dict[str, Any]:
     """What jupyter-server-proxy is to start, and how it shows it.
 
-    Addresses reach the dashboard whole (`absolute_url`), so that it builds the same links behind a
-    hub as here. `Host` is the address that it listens on: it refuses any other, as a server on
-    loopback should.
+    The proxy takes its own part off every address, and the dashboard puts it back into its links.
+    `Host` is the address that it listens on: it refuses any other, as a server on loopback should.
 
     Example:
         >>> training_dynamics()["launcher_entry"]["title"]
@@ -37,10 +36,9 @@ def training_dynamics() -> dict[str, Any]:
     return {
         "command": [
             sys.executable, "-m", "workbench.app.lab.tile_server", "--port", "{port}",
-            "--base-path", "{base_url}" + NAME + "/",
+            "--prefix", "{base_url}" + NAME + "/",
         ],
         "timeout": READY_SECONDS,
-        "absolute_url": True,
         "request_headers_override": {"Host": "127.0.0.1:{port}"},
         "new_browser_tab": True,
         "launcher_entry": {

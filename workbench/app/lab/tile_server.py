@@ -1,6 +1,6 @@
 """What the tile starts: the dashboard of a run; until there is a run, a page that says so.
 
-Needs   --port and --base-path.
+Needs   --port and --prefix.
 Yields  a server on loopback. As soon as a run is there it becomes `workbench dashboard` in the same
         process, so that whoever watches over it notices nothing.
 """
@@ -37,8 +37,8 @@ JupyterLab is started.</p>"""
 _FOUND = "<h1>The dashboard is starting</h1><p>Its run is <code>{run}</code>.</p>"
 
 
-def dashboard(run: Path, port: int, base_path: str) -> list[str]:
-    """The command line that serves `run`'s dashboard below `base_path`.
+def dashboard(run: Path, port: int, prefix: str) -> list[str]:
+    """The command line that serves `run`'s dashboard behind a proxy that takes `prefix` off.
 
     Example:
         >>> dashboard(Path("runs/demo"), 8050, "/a/")[3:5]
@@ -46,7 +46,7 @@ def dashboard(run: Path, port: int, base_path: str) -> list[str]:
     """
     return [
         sys.executable, "-m", "workbench.app.cli", "dashboard", str(run), "--host", HOST,
-        "--port", str(port), "--base-path", base_path,
+        "--port", str(port), "--prefix", prefix,
     ]  # fmt: skip
 
 
@@ -93,11 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serves until it is told to stop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--base-path", required=True)
+    parser.add_argument("--prefix", required=True)
     asked = parser.parse_args(arguments)
     folder = Path("runs").absolute()
     run = run_to_show(folder) or wait_for_a_run(asked.port, folder)
-    line = dashboard(run, asked.port, asked.base_path)
+    line = dashboard(run, asked.port, asked.prefix)
     os.execv(line[0], line)
 
 
