@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from probes.registry import probe as probe
     from probes.report_card import ReportCard as ReportCard
     from probes.report_card import report_card as report_card
+    from probes.rerouting import rerouting as rerouting
     from probes.router_transplant import router_transplant as router_transplant
     from probes.signals import signals as signals
     from probes.stability import churn as churn
@@ -76,6 +77,7 @@ _FILES = {
     "confidence_fixed": "confidence",
     "saturation": "stability",
     "churn": "stability",
+    "rerouting": "rerouting",
     "divergence": "divergence",
     "drift": "drift",
     "coactivation": "coactivation",

@@ -2,7 +2,8 @@
 
 Needs   a checkpoint's expert_ids on the fixed tokens, two layers or more.
 Yields  information (layer), bits, with bounds; plug_in, null, p, attainable; transition
-        (layer, expert, expert2). `layer` is the lower of the two, `next_layer` the other.
+        (layer, expert, expert2); load (layer, expert) of the lower layer. `layer` is the lower of
+        the two, `next_layer` the other.
 
 A token that takes k experts in each layer is k x k pairs of weight 1/k^2: pick one of its experts
 in either layer at random. With k = 1 it is the mutual information of two labels. `attainable` is
@@ -59,6 +60,7 @@ MOST_GROUPS = 40
     question="Does a token's expert in one layer say which it takes in the next?",
     reads="checkpoint",
     needs=("expert_ids",),
+    version=2,
 )
 def flow(source: Source | Subject, *, deals: int = DEALS, seed: int = 0) -> xr.Dataset:
     """How much the routing of each layer says about that of the next.
@@ -70,7 +72,8 @@ def flow(source: Source | Subject, *, deals: int = DEALS, seed: int = 0) -> xr.D
 
     Returns:
         Dataset (layer), of a record with `checkpoint` first: information, information_low,
-        information_high, plug_in, null, p, attainable; transition (layer, expert, expert2).
+        information_high, plug_in, null, p, attainable; transition (layer, expert, expert2), load
+        (layer, expert), whose product is the share of all pairs of choices on each way.
 
     Raises:
         UsageError: fewer than two layers.
@@ -118,11 +121,18 @@ def _of(routing: Routing, deals: int, seed: int) -> xr.Dataset:
         "p": p_value(plug_in, null) if len(null) else undefined,
         "attainable": np.minimum(entropy(joint.sum(axis=-1)), entropy(joint.sum(axis=-2))),
     }
+    total = outgoing.sum(axis=-2)
+    load = np.divide(
+        outgoing[..., 0], total, out=np.full_like(outgoing[..., 0], np.nan), where=total > 0
+    )
     transition = np.divide(joint, outgoing, out=np.full_like(joint, np.nan), where=outgoing > 0)
     experts = np.arange(routing.experts)
     result = xr.Dataset(
         {name: ("layer", column) for name, column in columns.items()}
-        | {"transition": (("layer", "expert", "expert2"), transition.astype(np.float32))},
+        | {
+            "transition": (("layer", "expert", "expert2"), transition.astype(np.float32)),
+            "load": (("layer", "expert"), load),
+        },
         coords={
             "layer": routing.layers[:-1],
             "next_layer": ("layer", routing.layers[1:]),
@@ -154,6 +164,10 @@ def _captions(groups: int, routing: Routing, deals: int) -> dict[str, Caption]:
         "transition": Caption(
             "1", "share of expert2 (next layer) in what the tokens of expert take there",
             "point estimate: on these tokens exact", "load of expert2 in the next layer",
+        ),
+        "load": Caption(
+            "1", "share of the lower layer's choices that went to expert",
+            "point estimate: on these tokens exact", 1 / routing.experts,
         ),
     }  # fmt: skip
 

@@ -1,9 +1,9 @@
 """Vocabulary: does a token's own id, whatever its context, decide which experts it takes?
 
 Needs   a checkpoint's expert_ids; token ids of the fixed tokens.
-Yields  share P(expert in S | token id) (layer, token_id, expert) of ids seen `min_count` times or
-        more, count (token_id); of the layer: agreement, agreement_chance and kappa with bounds,
-        top_share, top_share_null, olmoe.
+Yields  share P(expert in S | token id) with bounds (layer, token_id, expert) of ids seen
+        `min_count` times or more, count (token_id); of the layer: agreement, agreement_chance and
+        kappa with bounds, top_share, top_share_null, olmoe.
 
 agreement  two occurrences of one id, in different texts: the share of their k experts in common;
            mean over ids, weighted by count. Unbiased, however rare the ids are.
@@ -19,7 +19,8 @@ olmoe      top_share as OLMoE's script averages it: every id alike, those seen o
 
 Only different texts are compared: repetitions within one share their context, so that agreement
 there is not the id's doing. Interval of kappa: jackknife over texts. NaN: one text, or no id that
-comes often enough in two. Shares are exact on these tokens.
+comes often enough in two. Shares are exact on these tokens; for other text they have Wilson
+intervals, with an id's occurrences counted for what they are worth (clustered.py).
 
 It misleads where a token's context is as good as fixed (a closed world's templates), and where
 `olmoe` or top_share is compared between tokenizers or amounts of text.
@@ -40,6 +41,7 @@ from probes.caption import Caption, captioned
 from probes.inputs.routing import Routing, over_checkpoints
 from probes.registry import probe
 from probes.source import Source
+from probes.statistics.clustered import design_effect, share_interval
 from probes.statistics.jackknife import half_width
 from workbench.errors import UsageError
 
@@ -61,6 +63,7 @@ SHUFFLES = 20
     question="Does a token's own id decide which experts it takes?",
     reads="checkpoint",
     needs=("expert_ids",),
+    version=2,
 )
 def vocabulary(
     source: Source | Subject,
@@ -78,9 +81,10 @@ def vocabulary(
         seed: of the shuffles behind top_share_null.
 
     Returns:
-        Dataset of share (layer, token_id, expert), count (token_id), agreement, agreement_chance,
-        kappa, kappa_low, kappa_high, top_share, top_share_null, olmoe (layer); of a record with
-        `checkpoint` first. attrs: min_count, ids, ids_left_out, n (tokens that count).
+        Dataset of share, share_low, share_high (layer, token_id, expert), count (token_id),
+        agreement, agreement_chance, kappa, kappa_low, kappa_high, top_share, top_share_null, olmoe
+        (layer); of a record with `checkpoint` first. attrs: min_count, ids, ids_left_out, n (tokens
+        that count).
 
     Raises:
         UsageError: no id that often; "next" of a record; token ids that are not known.
@@ -139,9 +143,14 @@ def _of(routing: Routing, ids: NDArray[np.int64], min_count: int, seed: int) -> 
         "top_share_null": np.mean(shuffled, axis=0),
         "olmoe": _top_share(first, everyone, routing.experts)[1],
     }
-    share = (total / tokens_of[:, None]).astype(np.float32)
+    shares = {"share": total / tokens_of[:, None]}
+    shares["share_low"], shares["share_high"] = share_interval(
+        total, tokens_of[:, None], _effect(groups, place, routing)[:, None, None]
+    )
+    per_id = ("layer", "token_id", "expert")
     result = routing.result(
-        {"share": (("layer", "token_id", "expert"), share), "count": ("token_id", tokens_of)}
+        {name: (per_id, column.astype(np.float32)) for name, column in shares.items()}
+        | {"count": ("token_id", tokens_of)}
         | {name: ("layer", column) for name, column in columns.items()},
         {"token_id": known[often], "expert": np.arange(routing.experts)},
     )
@@ -169,6 +178,22 @@ def _by_group(routing: Routing, place: NDArray[np.intp], ids: int) -> Counts:
     table[cells] = sums.transpose(1, 0, 2)
     layers, experts = sums.shape[::2]
     return table.reshape(len(starts), ids, layers, experts).transpose(0, 2, 1, 3)
+
+
+def _effect(groups: Counts, place: NDArray[np.intp], routing: Routing) -> Floats:
+    """(layer,): how far an id's occurrences in one text are alike; see clustered.design_effect."""
+    count, layers, ids, experts = groups.shape
+    starts = routing.tokens.groups(MOST_GROUPS)
+    group = np.searchsorted(starts, np.arange(routing.tokens.count), side="right") - 1
+    there = place >= 0
+    sizes = np.bincount(group[there] * ids + place[there], minlength=count * ids)
+    # A block is an id within a group of texts, its stratum the id: only like is compared with like.
+    blocks = groups.transpose(0, 2, 1, 3).reshape(count * ids, layers, experts)
+    seen = sizes > 0
+    return design_effect(
+        blocks[seen].astype(np.float64), sizes[seen].astype(np.float64),
+        np.tile(np.arange(ids), count)[seen],
+    )  # fmt: skip
 
 
 class _Agreement:
@@ -250,8 +275,9 @@ def _captions(routing: Routing, groups: int) -> dict[str, Caption]:
     plain, fair = "point estimate: see kappa", routing.k / routing.experts
     return {
         "share": Caption(
-            "1", "share of the id's occurrences that chose the expert", "point estimate: exact on "
-            "these tokens", fair,
+            "1", "share of the id's occurrences that chose the expert",
+            "95 %, Wilson with occurrences counted for what they are worth: other text of the same "
+            "kind. No correction for many ids", fair,
         ),
         "count": Caption("tokens", "occurrences of the id", "none: a count"),
         "agreement": Caption(

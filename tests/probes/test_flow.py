@@ -46,6 +46,17 @@ def test_a_path_that_half_the_tokens_keep_has_the_planted_information():
     np.testing.assert_allclose(found["transition"].sum("expert2"), 1, rtol=1e-5)
 
 
+def test_loads_and_transitions_give_back_every_way_and_the_next_layers_loads():
+    record = activations_record(checkpoints=1, tokens=400, layers=3, experts=8, k=2, skew=1.0)
+    found = flow(record, deals=0).isel(checkpoint=0)
+    ids = record["expert_ids"].values[0]
+    for layer in range(2):
+        want = [np.bincount(ids[:, at].ravel(), minlength=8) / 800 for at in (layer, layer + 1)]
+        load = found["load"].values[layer]
+        np.testing.assert_allclose(load, want[0], rtol=1e-12)
+        np.testing.assert_allclose(load @ found["transition"].values[layer], want[1], rtol=1e-5)
+
+
 def test_the_bias_of_few_tokens_is_taken_off():
     nothing = Patterns(sets=PATH.sets, mix=PATH.mix, experts=8)
     biased, corrected = [], []

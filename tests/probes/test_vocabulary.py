@@ -58,6 +58,24 @@ def test_shares_are_counts_over_the_occurrences_of_the_id():
         assert int(found["count"].sel(token_id=token)) == len(there)
 
 
+@pytest.mark.parametrize("like", [None, 10.0])
+def test_the_interval_of_a_share_holds_the_truth_of_other_text(like):
+    truth, held, asked = WORDS.share, 0, 0
+    for seed in range(20):
+        record = WORDS.record(rows=8, row_tokens=64, like=like, seed=seed)
+        found = vocabulary(record, min_count=20).isel(checkpoint=0, layer=0)
+        want = truth[found["token_id"].values]
+        inside = (found["share_low"] <= want) & (want <= found["share_high"])
+        held, asked = held + int(inside.sum()), asked + inside.size
+    assert 0.92 < held / asked < 0.99
+
+
+def test_one_text_bears_no_interval_of_a_share():
+    record = WORDS.record(rows=1).isel(token=slice(0, 64))
+    found = vocabulary(record, min_count=2)
+    assert found["share_low"].isnull().all()
+
+
 def test_agreement_is_that_of_occurrences_in_different_texts():
     record = WORDS.record(rows=2, row_tokens=12, like=2)
     row = vocabulary(record, min_count=2).isel(checkpoint=0, layer=0)

@@ -13,6 +13,7 @@
     wb.figures.entropy_spread(run.router) how sure is the router, token by token?
     wb.figures.flow(flow)                 where do an expert's tokens go next?
     wb.figures.sankey(flow)               and from one layer, as ways?
+    wb.figures.rerouting(moves)           which experts lost tokens to which?
     wb.figures.coactivation(pairs)        which experts go together?
     wb.figures.domains(domains)           which experts take which domains?
     wb.figures.vocabulary(vocabulary)     which tokens does an expert see?
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from workbench.figures.coactivation_map import coactivation as coactivation
     from workbench.figures.domain_experts import domains as domains
     from workbench.figures.entropy_distribution import entropy_spread as entropy_spread
+    from workbench.figures.expert_moves import rerouting as rerouting
     from workbench.figures.expert_vocabulary import vocabulary as vocabulary
     from workbench.figures.figure import show_config as show_config
     from workbench.figures.flow_sankey import sankey as sankey
@@ -80,6 +82,7 @@ _HOMES = {
     "entropy_spread": "entropy_distribution",
     "flow": "routing_flow",
     "sankey": "flow_sankey",
+    "rerouting": "expert_moves",
     "coactivation": "coactivation_map",
     "domains": "domain_experts",
     "vocabulary": "expert_vocabulary",
