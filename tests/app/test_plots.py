@@ -101,7 +101,9 @@ def test_only_the_arm_that_learned_a_skill_has_its_onset(study):
     assert arrived.low <= 85 <= arrived.high
 
 
-@pytest.mark.parametrize("name", [n for n in RECORDED if n not in ("arms", "lead-lag")])
+@pytest.mark.parametrize(
+    "name", [n for n in RECORDED if n not in ("arms", "lead-lag", "trajectory")]
+)
 def test_every_figure_over_training_can_stand_on_any_clock(study, name):
     on_utc, on_tokens = (draw(name, study, x=x) for x in ("utc", "tokens"))
     assert str(on_utc.data[0].x[0]).startswith("2025-06-15T")

@@ -30,6 +30,7 @@ class Asked:
     arm: str | None = None
     """Draw this branch alone."""
     layer: int | None = None
+    expert: int | None = None
     task: str | None = None
     last: float | str | None = None
     """The last share of the tokens, or stretch of time such as "7d"."""
@@ -84,19 +85,19 @@ def measured(
     """A measure of every arm that is asked for: the study's own where the whole arm is meant.
 
     Args:
-        cached: name of the study's property that holds the measure of whole arms.
+        cached: name of the study's property that holds the measure of whole arms, if it has one.
 
     Raises:
         RunNotFound: no arm has what the measure takes; the first reason why.
     """
     found: dict[str, Measured] = {}
     reasons: list[str] = []
-    whole = getattr(study, cached) if not asked.stretch else {}
+    whole = getattr(study, cached, {}) if not asked.stretch else {}
     for name in arms_of(study, asked):
         if name in whole:
             found[name] = of_layer(whole[name], asked.layer)
             continue
-        if not asked.stretch and name in study.arms:
+        if not asked.stretch and name in study.arms and hasattr(study, cached):
             continue  # the study has said why in `missing`
         run = study.run.arm(name)
         try:

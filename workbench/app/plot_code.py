@@ -45,12 +45,13 @@ def code(name: str, study: Study, arm: str = "", asked: Asked = WHOLE) -> str:
     x = f", x={asked.x!r}" if asked.x != "step" else ""
     marks = f"marks=marks{x}"
     clocked = "with_clocks({}, run.arm(arm))" if x else "{}"
-    skill, even, settled = (
+    skill, even, settled, moved = (
         clocked.format(made)
         for made in (
             f"probes.capability({source})",
             f"probes.balance({source}){layer}",
             f"probes.saturation({source}){layer}",
+            f"probes.churn({source}){layer}",
         )
     )
     load = f"probes.expert_load(run.arm({arm!r}){part}{points}){layer}"
@@ -74,6 +75,10 @@ def code(name: str, study: Study, arm: str = "", asked: Asked = WHOLE) -> str:
             f"load = {load}",
             f"figures.expert_load(load, {marks})",
         ],
+        "load-distribution": [
+            f"load = {load}",
+            f"figures.load_spread(load, {marks})",
+        ],
         "balance": [
             f"balance = {{arm: {even} {each}}}",
             f"figures.balance(balance, {marks})",
@@ -81,6 +86,10 @@ def code(name: str, study: Study, arm: str = "", asked: Asked = WHOLE) -> str:
         "saturation": [
             f"settled = {{arm: {settled} {each}}}",
             f"figures.saturation(settled, {marks})",
+        ],
+        "churn": [
+            f"churn = {{arm: {moved} {each}}}",
+            f"figures.churn(churn, {marks})",
         ],
         "trajectory": [
             "from workbench.app.distances import routing_distances",

@@ -53,6 +53,7 @@ def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None
 )  # fmt: skip
 @click.option("--arm", "--branch", "arm", default=None, help="This branch alone.")
 @click.option("--layer", type=int, default=None, help="This layer alone.")
+@click.option("--expert", type=int, default=None, help="Of a figure of one expert: which.")
 @click.option("--task", default=None, help="Of a figure of one capability: which.")
 @click.option(
     "--last", "--window", "last", default=None,

@@ -18,7 +18,8 @@ import plotly.graph_objects as go
 import probes
 from probes.registry import names
 from workbench import figures
-from workbench.app.asked import Asked, measured
+from workbench.app.asked import Asked, arms_of, measured
+from workbench.app.distances import routing_distances
 from workbench.app.plot_code import code, code_of_cause
 from workbench.app.probe_plots import DRAWERS, draw_probe
 from workbench.app.study import Study, curves_of, load_of
@@ -152,6 +153,37 @@ def _draw_saturation(study: Study, asked: Asked) -> go.Figure:
     )  # fmt: skip
 
 
+def _draw_spread(study: Study, asked: Asked) -> go.Figure:
+    own = study.run.branch if study.run.branch in study.arms else list(study.arms)[-1]
+    asked = replace(asked, arm=asked.arm or own)
+    arm = str(asked.arm)
+    loads = measured(study, asked, "loads", load_of)
+    needs = "a router record"
+    _require(study, arm in loads, "load-distribution", needs, f"router load of {arm}")
+    return figures.load_spread(
+        loads[arm], marks=study.marks, x=asked.x, colors=study.colors,
+        code=code("load-distribution", study, arm, asked),
+    )  # fmt: skip
+
+
+def _draw_churn(study: Study, asked: Asked) -> go.Figure:
+    churn = measured(
+        study, asked, "churns", lambda source: probes.churn(source, n_boot=study.n_boot)
+    )
+    _require(study, bool(churn), "churn", "activations", "churn")
+    return figures.churn(
+        churn, marks=study.marks, x=asked.x, colors=study.colors,
+        code=code("churn", study, asked=asked),
+    )  # fmt: skip
+
+
+def _draw_trajectory(study: Study, asked: Asked) -> go.Figure:
+    arms = {arm: asked.part(study.run.arm(arm)) for arm in arms_of(study, asked)}
+    return figures.trajectory(
+        routing_distances(arms), colors=study.colors, code=code("trajectory", study, asked=asked)
+    )
+
+
 def _draw_loss(study: Study, asked: Asked) -> go.Figure:
     train = measured(study, asked, "train", curves_of)
     _require(study, bool(train), "loss", "training curves", "training curves")
@@ -191,12 +223,30 @@ PLOTS = {
             ("arm",),
         ),
         Plot("router-load", "Where do the tokens go?", _draw_load, (*_OVER_TRAINING, "layer")),
+        Plot(
+            "load-distribution",
+            "How is the load spread over the experts?",
+            _draw_spread,
+            (*_OVER_TRAINING, "layer"),
+        ),
         Plot("balance", "Is the load even?", _draw_balance, (*_OVER_TRAINING, "layer")),
         Plot(
             "saturation",
             "When does the routing settle?",
             _draw_saturation,
             (*_OVER_TRAINING, "layer"),
+        ),
+        Plot(
+            "churn",
+            "How much does the routing still change?",
+            _draw_churn,
+            (*_OVER_TRAINING, "layer"),
+        ),
+        Plot(
+            "trajectory",
+            "Which way did training go, and where did the arms part?",
+            _draw_trajectory,
+            _OVER_TRAINING,
         ),
         Plot(
             "transplant",

@@ -11,8 +11,8 @@ different things.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import xarray as xr
@@ -25,6 +25,9 @@ from workbench.errors import RunNotFound
 from workbench.run import Run
 from workbench.window import Window
 
+TOKENIZER = "tokenizer.json"
+"""Where a run that the workbench trained keeps its tokenizer; others show ids."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawer:
@@ -36,31 +39,53 @@ class Drawer:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords that it is always given."""
     takes: tuple[str, ...] = ()
-    """Of x, marks, layer, task: the keywords that it knows."""
-    end_only: bool = False
-    """Whether the last checkpoint against the start of the final stretch is asked, not all."""
+    """Of x, marks, layer, expert, task, tokens: the keywords that it knows."""
+    asks: Literal["all", "last", "end"] = "all"
+    """Checkpoints that the probe is asked about: all; the last, for a figure of one moment; the
+    last against the start of the final stretch."""
 
 
 DRAWERS: dict[str, Drawer] = {
+    "routing-flow": Drawer(probe="flow", figure="flow", takes=("layer",), asks="last"),
+    "flow-sankey": Drawer(probe="flow", figure="sankey", takes=("layer",), asks="last"),
+    "coactivation": Drawer(probe="coactivation", figure="coactivation", takes=("layer",)),
+    "domain-experts": Drawer(probe="domains", figure="domains", takes=("layer",)),
+    "expert-vocabulary": Drawer(
+        probe="vocabulary", figure="vocabulary", takes=("layer", "expert", "tokens"), asks="last"
+    ),
     "lesions": Drawer(probe="lesion", figure="lesions", takes=("x", "task")),
-    "weight-change": Drawer(probe="weight-change", figure="weight_changes", end_only=True),
+    "weight-change": Drawer(probe="weight-change", figure="weight_changes", asks="end"),
     "router-transplant": Drawer(probe="router-transplant", figure="router_grid", takes=("task",)),
+    "probe-heatmap": Drawer(
+        probe="linear", figure="by_layer", takes=("x", "marks"), options={"name": "linear"}
+    ),
+    "essential-dynamics": Drawer(probe="essential-dynamics", figure="trajectory"),
 }
 """Figure name -> how it is drawn."""
+
+ALIKE = {"coactivation-fixed": "coactivation", "domains-fixed": "domain-experts"}
+"""Probes whose results the figure of another draws as well."""
 
 _PLAIN = Drawer(probe="", figure="probe_result", takes=("x", "marks"))
 
 
 def drawer_of(name: str) -> Drawer:
-    """The drawer of a figure's name or of a probe's; any other probe's results are drawn as lines.
+    """The drawer of a figure's name or of a probe's; any other probe's results are drawn as lines,
+    or as a map by layer.
 
     Example:
         >>> drawer_of("lesion").figure, drawer_of("participation").figure
         ('lesions', 'probe_result')
+        >>> drawer_of("domains-fixed").probe
+        'domains-fixed'
     """
     if name in DRAWERS:
         return DRAWERS[name]
-    return next((d for d in DRAWERS.values() if d.probe == name), _PLAIN)
+    if name in ALIKE:
+        return replace(DRAWERS[ALIKE[name]], probe=name, asks="last")
+    # What a linear probe found is a quantity like others; its map has a name of its own.
+    own = (d for d in DRAWERS.values() if d.probe == name and d.figure != "by_layer")
+    return next(own, replace(_PLAIN, probe=name))
 
 
 def draw_probe(name: str, study: Study, asked: Asked) -> go.Figure:
@@ -76,38 +101,43 @@ def draw_probe(name: str, study: Study, asked: Asked) -> go.Figure:
     from probes.examine import examine
 
     drawer = drawer_of(name)
-    asked.refuse_others(name, ["arm", "last", "layer", *(["task"] * ("task" in drawer.takes))])
-    probe = drawer.probe or name
+    own = [option for option in ("task", "expert") if option in drawer.takes]
+    asked.refuse_others(name, ["arm", "last", "layer", *own])
+    probe = drawer.probe
     run = _run(study, asked)
     source: Any = asked.part(run)
     where, against = f"run{asked.part_code}", ""
     keywords: dict[str, Any] = {}
-    if drawer.end_only:
-        source, start = _end(study, source)
-        keywords["against"] = start
-        where, against = f"{where}.checkpoints[-1:]", f", against={start}"
+    if drawer.asks != "all":
+        at = _last(source)
+        where = f"{where}.checkpoints.chosen([{at}])"
+        if drawer.asks == "end":
+            keywords["against"] = start = _start(study, source, at)
+            against = f", against={start}"
+        source = source.checkpoints.chosen([at])
     found = examine(source, probe, progress=study.load_models, **keywords)[probe]
     lines = [f"found = probes.examine({where}, {probe!r}{against})[{probe!r}]"]
-    return draw_found(found, probe, study, run.branch, lines, asked)
+    return draw_found(found, drawer, study, run.branch, lines, asked)
 
 
 def draw_found(
-    found: xr.Dataset, probe: str, study: Study, branch: str, lines: list[str],
+    found: xr.Dataset, drawer: Drawer, study: Study, branch: str, lines: list[str],
     asked: Asked | None = None, title: str = "",
 ) -> go.Figure:  # fmt: skip
     """The figure of a probe's result.
 
     Args:
+        drawer: `drawer_of` the probe's name.
         lines: Python that makes `found` from `run`.
         title: what stands for the probe's name where its own figure is not known.
     """
     asked = asked or Asked()
-    drawer = drawer_of(probe)
     given: dict[str, Any] = dict(drawer.options)
-    if drawer is _PLAIN:
-        given["name"] = title or probe
-    if asked.task is not None:
-        given["task"] = asked.task
+    if drawer.figure == _PLAIN.figure:
+        given["name"] = title or drawer.probe
+    for option in ("task", "expert"):
+        if option in asked.given:
+            given[option] = getattr(asked, option)
     if asked.layer is not None:
         if "layer" in drawer.takes:
             given["layer"] = asked.layer
@@ -119,6 +149,14 @@ def draw_found(
         found = with_clocks(found, study.run.arm(branch))
         lines = [*lines, "found = with_clocks(found, run)"]
     said = [f"{name}={value!r}" for name, value in given.items()]
+    file = study.run.path / TOKENIZER
+    if "tokens" in drawer.takes and file.is_file():
+        from tokenizers import Tokenizer
+
+        given["tokens"] = Tokenizer.from_file(str(file))
+        lines = ["from tokenizers import Tokenizer", *lines,
+                 f"tokens = Tokenizer.from_file({str(file)!r})"]  # fmt: skip
+        said.append("tokens=tokens")
     if "marks" in drawer.takes:
         said.append("marks=figures.marks_of(run)")
         given["marks"] = study.marks
@@ -134,16 +172,26 @@ def _run(study: Study, asked: Asked) -> Run:
     return study.run if study.run.branch in study.arms else study.arms[list(study.arms)[-1]]
 
 
-def _end(study: Study, source: Run | Window) -> tuple[Any, int]:
-    """The last checkpoint, and the step of the one that the final stretch sets out from."""
-    every = source.checkpoints
-    usable = [c.step for c in every if c.record.complete]
+def _last(source: Run | Window) -> int:
+    """Place of the last checkpoint whose weights are there."""
+    usable = [i for i, c in enumerate(source.checkpoints) if c.record.complete]
+    if not usable:
+        raise RunNotFound(f"{_run_of(source).path}: no checkpoint there has its weights.")
+    return usable[-1]
+
+
+def _start(study: Study, source: Run | Window, last: int) -> int:
+    """Step of the checkpoint that the final stretch, or the window, sets out from."""
+    run = _run_of(source)
     start = source.start if isinstance(source, Window) else study.final_start
-    run = source.run if isinstance(source, Window) else source
     before = [c.step for c in run.checkpoints if c.record.complete and c.step <= start]
-    if not usable or not before or usable[-1] == before[-1]:
+    if not before or source.checkpoints[last].step == before[-1]:
         raise RunNotFound(
             f"{run.path}: the weights of a checkpoint after step {start} and of one at it or "
             "before are needed."
         )
-    return every.chosen([every.steps.index(usable[-1])]), before[-1]
+    return before[-1]
+
+
+def _run_of(source: Run | Window) -> Run:
+    return source.run if isinstance(source, Window) else source
