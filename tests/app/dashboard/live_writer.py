@@ -43,7 +43,7 @@ def append(writer, at: int, n: int) -> None:
         steps=n, layers=LAYERS, experts=EXPERTS, k=K, tokens=TOKENS, domains=domains, seed=at
     )
     step = np.arange(at + 1, at + n + 1)
-    rows = record.drop_dims("sample")
+    rows = record.drop_dims("sample", errors="ignore")
     writer.append("router", {"step": step, **{str(v): rows[v].values for v in rows.data_vars}})
     train = {"loss": np.full(n, 1.0, "float32"), "lr": np.full(n, 1e-3, "float32")}
     clocks = {"tokens_seen": step * TOKENS, "utc": time.time() - 0.01 * np.arange(n)[::-1]}

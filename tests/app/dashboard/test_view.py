@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.app.dashboard.controls import view_of
 from workbench.app.dashboard.view import PAGES, View
 from workbench.errors import UsageError
 
@@ -68,21 +67,3 @@ def test_a_view_refuses_what_no_run_has():
         View(start=5, stop=5)
     with pytest.raises(UsageError, match="expected a page"):
         View(page="main")
-
-
-def test_the_slider_at_its_end_follows_the_run():
-    said = {"span": [10, 100], "start": 0, "stop": None, "layer": 0, "expert": 0}
-    assert view_of(View(), said, {"span"}, 100) == View(start=10)
-    assert view_of(View(), said, {"span"}, 200) == View(start=10, stop=100)
-
-
-def test_a_number_that_makes_no_range_changes_nothing():
-    said = {"span": [0, 100], "start": 50, "stop": 20, "layer": 0, "expert": 0}
-    before = View(stop=20)
-    assert view_of(before, said, {"start"}, 100) == before
-
-
-def test_an_emptied_number_is_the_beginning_or_the_end():
-    said = {"span": [0, 100], "start": None, "stop": None, "layer": None, "expert": None}
-    moved = {"start", "stop", "layer", "expert"}
-    assert view_of(View(start=5, stop=9, layer=1), said, moved, 100) == View(layer=1)

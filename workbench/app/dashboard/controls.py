@@ -1,12 +1,12 @@
 """Controls: arm, clock, layer, expert and the scrubber, which lead from one view to another.
 
 Needs   a moment, for what there is to choose from.
-Yields  `controls`, the components; `choices` and `settings`, what a moment puts into them;
-        `view_of`, the view that the numbers make.
+Yields  `controls`, the components; `choices` and `settings`, what a moment puts into them.
 
 What is one of a few is a link to the view that has it: a key reaches it, and it can be copied. The
 scrubber is two numbers with labels, for the keyboard and for exact steps, and a slider between
-them. All charts show the steps between; an empty last step follows the run.
+them. All charts show the steps between; an empty last step follows the run. What they are moved to
+is written into the address in the browser (assets/address.js).
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dash import dcc, html
+from dash import dcc, html, no_update
 
 from workbench.app.dashboard.aria import aria
 from workbench.app.dashboard.live_run import Moment
 from workbench.app.dashboard.view import View
-from workbench.errors import UsageError
 from workbench.figures.clock import ClockName
 
 _CLOCKS: dict[ClockName, str] = {"step": "steps", "tokens": "tokens", "utc": "UTC"}
 
 SETTINGS = (
     ("layer", "value"), ("layer", "max"), ("expert", "value"), ("expert", "max"),
-    ("start", "value"), ("start", "max"), ("stop", "value"), ("stop", "max"),
-    ("span", "max"), ("span", "value"), ("choices", "children"), ("whole", "children"),
-    ("where", "hidden"),
+    ("start", "value"), ("stop", "value"), ("span", "max"), ("span", "value"),
+    ("choices", "children"), ("whole", "children"), ("where", "hidden"), ("told", "data"),
 )  # fmt: skip
 """Ids and properties that a view sets."""
 
@@ -64,14 +62,14 @@ def controls() -> Any:
             ),
             html.Div(
                 [
-                    _number("start", "After step"),
+                    _step("start", "After step"),
                     html.Div(
                         slider,
                         className="slider",
                         role="group",
                         **aria(label="Steps that all charts show"),
                     ),
-                    _number("stop", "up to", placeholder="the end"),
+                    _step("stop", "up to", placeholder="the end"),
                     html.Span([], id="whole"),
                 ],
                 className="scrubber",
@@ -90,14 +88,24 @@ def choices(moment: Moment) -> list[Any]:
     return [_choice("Arm", arms), _choice("Clock", clocks)]
 
 
-def settings(moment: Moment) -> list[Any]:
-    """Values of SETTINGS, in their order."""
+def settings(moment: Moment, there: Mapping[tuple[str, str], Any]) -> list[Any]:
+    """Values of SETTINGS, in their order; no_update for those that are `there` already, so that
+    what somebody types meanwhile stays.
+    """
+    values = list(zip(SETTINGS[:-1], _values(moment), strict=True))
+    told = {id: value for (id, prop), value in values if (id, prop) in READ}
+    values.append((("told", "data"), told))
+    return [no_update if n in there and there[n] == value else value for n, value in values]
+
+
+def _values(moment: Moment) -> list[Any]:
     view, last = moment.view, moment.last_step
     layers, experts = moment.sizes
     whole = replace(view, start=0, stop=None)
     return [
-        view.layer, max(layers - 1, 0), view.expert, max(experts - 1, 0), view.start,
-        max(last - 1, 0), view.stop, last, max(last, 1), [view.start, max(moment.stop, 1)],
+        view.layer, max(layers - 1, 0), view.expert, max(experts - 1, 0), str(view.start),
+        "" if view.stop is None else str(view.stop), max(last, 1),
+        [view.start, max(moment.stop, 1)],
         choices(moment), link("Whole run", whole, view == whole), view.page not in WHERE,
     ]  # fmt: skip
 
@@ -110,41 +118,21 @@ def link(words: str, view: View, current: bool = False, kind: str = "true") -> A
     return dcc.Link(words, href=href)
 
 
-def view_of(before: View, said: Mapping[str, Any], asked: set[str], last: int | None) -> View:
-    """The view after some controls moved.
-
-    Args:
-        before: the view of the address.
-        said: value of every control of READ, by id.
-        asked: ids of those that moved.
-        last: the slider's greatest step.
-
-    Example:
-        >>> view_of(View(layer=1), {"span": [10, 90]}, {"span"}, 100)
-        View(page='overview', arm='', layer=1, expert=0, start=10, stop=90, clock='step')
-    """
-    new: dict[str, Any] = {n: said[n] for n in asked & {"layer", "expert"} if said[n] is not None}
-    if "span" in asked and said["span"]:
-        start, stop = (int(s) for s in said["span"])
-        new |= {"start": start, "stop": stop if last is None or stop < last else None}
-    if "start" in asked:
-        new["start"] = said["start"] or 0
-    if "stop" in asked:
-        new["stop"] = said["stop"]
-    try:
-        return replace(before, **new)
-    except UsageError:
-        # A last step at or before the first: the address stays, and puts right what was typed.
-        return before
-
-
 def _choice(title: str, options: list[tuple[str, View, bool]]) -> Any:
     links = [html.Li(link(words, view, current)) for words, view, current in options]
     return html.Div([html.Span(title), html.Ul(links, **aria(label=title))], className="choice")
 
 
-def _number(id: str, title: str, placeholder: str = "") -> Any:
-    field = dcc.Input(
-        id=id, type="number", min=0, step=1, debounce=True, placeholder=placeholder, value=None
-    )
+def _number(id: str, title: str) -> Any:
+    """A number that has neighbours worth a look: with a button for the next and the last."""
+    field = dcc.Input(id=id, type="number", min=0, step=1, debounce=True, value=0)
     return html.Label([html.Span(title), field], className="number", htmlFor=id)
+
+
+def _step(id: str, title: str, placeholder: str = "") -> Any:
+    """A step, or nothing: a field of text, because Dash empties one of numbers with "NaN"."""
+    field = dcc.Input(
+        id=id, type="text", inputMode="numeric", debounce=True, placeholder=placeholder, value="",
+        maxLength=20,
+    )  # fmt: skip
+    return html.Label([html.Span(title), field], className="number step", htmlFor=id)

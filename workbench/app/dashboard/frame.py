@@ -18,10 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update, set_props
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from workbench.app.dashboard.aria import aria
-from workbench.app.dashboard.controls import READ, SETTINGS, controls, link, settings, view_of
+from workbench.app.dashboard.controls import READ, SETTINGS, controls, link, settings
 from workbench.app.dashboard.health import ago
 from workbench.app.dashboard.live_run import LiveRun, Moment
 from workbench.app.dashboard.pages import (
@@ -89,7 +89,7 @@ def make_app(live: LiveRun, prefix: str = "/") -> Dash:
     app.layout = _layout(live)
     sent = Sent()
     _show_the_address(app, live, sent)
-    _write_the_address(app, live)
+    _write_the_address(app)
     _follow_the_run(app, live, sent)
     return app
 
@@ -105,6 +105,7 @@ def _layout(live: LiveRun) -> Any:
             dcc.Location(id="url", refresh="callback-nav"),
             dcc.Interval(id="tick", interval=TICK_MS),
             dcc.Store(id="shown"),
+            dcc.Store(id="told"),
             html.A("Skip to the panels", href="#main", className="skip"),
             html.Header(
                 [
@@ -138,9 +139,10 @@ def _show_the_address(app: Dash, live: LiveRun, sent: Sent) -> None:
         Output("main", "children"), Output("pages", "children"), Output("shown", "data"),
         Output("state", "children"), Output("state", "className"), Output("pulse", "children"),
         *[Output(*name) for name in SETTINGS],
-        Input("url", "search"),
+        Input("url", "search"), *[State(*name) for name in READ],
     )  # fmt: skip
-    def show_the_address(search: str | None) -> tuple[Any, ...]:
+    def show_the_address(search: str | None, *values: Any) -> tuple[Any, ...]:
+        there = dict(zip(READ, values, strict=True))
         with live.lock:
             moment = live.moment(View.from_query(search))
             panels = _panels(moment)
@@ -148,22 +150,16 @@ def _show_the_address(app: Dash, live: LiveRun, sent: Sent) -> None:
             return (
                 _body(moment, panels, shown), _navigation(moment.view),
                 _told(search, moment, sent.keep(shown)), *_line(moment),
-                *settings(moment),
+                *settings(moment, there),
             )  # fmt: skip
 
 
-def _write_the_address(app: Dash, live: LiveRun) -> None:
-    @app.callback(
-        *[Input(*name) for name in READ], State("span", "max"), State("url", "search"),
+def _write_the_address(app: Dash) -> None:
+    app.clientside_callback(
+        ClientsideFunction("workbench", "write"), *[Input(*name) for name in READ],
+        State("span", "max"), State("url", "search"), State("told", "data"),
         prevent_initial_call=True,
     )  # fmt: skip
-    def write_the_address(*values: Any) -> None:
-        *said, last, search = values
-        before = View.from_query(search)
-        asked = {str(t["prop_id"]).rsplit(".", 1)[0] for t in ctx.triggered}
-        after = view_of(before, dict(zip((id for id, _ in READ), said, strict=True)), asked, last)
-        if after != before:
-            set_props("url", {"search": after.query or "?"})
 
 
 def _follow_the_run(app: Dash, live: LiveRun, sent: Sent) -> None:

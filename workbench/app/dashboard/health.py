@@ -159,8 +159,8 @@ def _ended(
         return "finished", f"It ended at step {last:,}; {many(len(forks), 'arm')} go on from it."
     if waiting:
         return "stalled", (
-            f"The writer is gone: it was killed or crashed. {many(waiting, 'step')} wait in its "
-            f"journal, and the next writer takes them in."
+            f"The writer is gone: it was killed or crashed. Its journal holds "
+            f"{many(waiting, 'step')} that the next writer takes in."
         )
     if planned is not None:
         return "stalled", (

@@ -11,10 +11,13 @@ another host nothing can be told from here.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,9 +62,7 @@ def holder_of(lock: Path) -> Holder | None:
         return Holder("alive", pid, host, since)
     if host and host != socket.gethostname():
         return Holder("unknown", pid, host, since)
-    # Locks of this process are always listed where any are.
-    seen = _lists_locks()
-    if not seen and pid is not None and _lives(pid):
+    if not _lists_locks() and pid is not None and _lives(pid):
         return Holder("alive", pid, host, since)
     return Holder("gone", pid, host, since)
 
@@ -94,8 +95,12 @@ def _is_listed(place: os.stat_result, pid: int | None) -> bool:
     return False
 
 
+@cache
 def _lists_locks() -> bool:
-    return bool(_locks())
+    """Whether the list can be trusted: a lock of our own is in it."""
+    with tempfile.TemporaryFile() as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        return _is_listed(os.fstat(own.fileno()), os.getpid())
 
 
 def _lives(pid: int) -> bool:

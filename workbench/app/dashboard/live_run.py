@@ -8,6 +8,7 @@ Several browsers may ask at once and share what was read; one asks at a time.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -120,15 +121,15 @@ class LiveRun:
         return kept[1]
 
     def _liveliest(self, arms: list[str]) -> str:
-        """The arm that somebody writes to; else the first."""
-        store = self.run.store
+        """The arm that somebody writes to; else the one that was begun to be written last."""
         folder = self.run.path / "store" / "locks"
-        if store is not None and folder.is_dir():
-            for arm in arms:
-                holder = holder_of(folder / f"{arm}.lock")
-                if holder is not None and holder.state == "alive":
-                    return arm
-        return next(iter(arms), self.run.branch)
+        begun: dict[str, tuple[bool, float]] = {}
+        for arm in arms:
+            file = folder / f"{arm}.lock"
+            holder = holder_of(file)
+            if holder is not None:
+                begun[arm] = (holder.state == "alive", file.stat().st_mtime)
+        return max(begun, key=lambda arm: begun[arm], default=next(iter(arms), self.run.branch))
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,11 @@ class Moment:
         if run.store and "_results" in run.store.repository.list_branches():
             results = run.store.repository.lookup_branch("_results")
         saved = max((stamp for _, stamp in run.index.files()), default="")
-        return "|".join(map(str, (run.state, tips, results, saved, run.attrs.get("capture"))))
+        told = [run.state, tips, results, saved, run.attrs.get("capture")]
+        # Seconds pass without news, and only the page about them is to show each.
+        why = self.health.why
+        told.append(why if self.view.page == "health" else re.sub("[0-9]+", "", why))
+        return "|".join(map(str, told))
 
     @property
     def last_step(self) -> int:

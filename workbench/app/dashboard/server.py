@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,23 +52,32 @@ def serve(
     from workbench.app.dashboard.guard import is_loopback
 
     token = check_token(token) if token else "" if is_loopback(host) else secrets.token_urlsafe(24)
-    guarded = application(run, host=host, port=port, token=token, prefix=prefix)
+    listening = _listen(host, port)
+    port = listening.getsockname()[1]
     try:
-        server: Any = create_server(
-            guarded, host=host, port=port, threads=THREADS, ident=None,
-        )  # fmt: skip
+        guarded = application(run, host=host, port=port, token=token, prefix=prefix)
+        server: Any = create_server(guarded, sockets=[listening], threads=THREADS, ident=None)
+    except BaseException:
+        listening.close()
+        raise
+    shown = f"[{host}]" if ":" in host else host
+    asked = f"?token={token}" if token else ""
+    say(f"http://{shown}:{port}/{asked}")
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise UsageError(
             f"port {port} of {host} cannot be listened on ({error.strerror or error}): choose "
             f"another with --port, or --port 0 for any that is free."
         ) from error
-    shown = f"[{host}]" if ":" in host else host
-    asked = f"?token={token}" if token else ""
-    say(f"http://{shown}:{server.effective_port}/{asked}")
-    try:
-        server.run()
-    finally:
-        server.close()
 
 
 def application(

@@ -27,5 +27,4 @@ def panels(moment: Moment) -> list[Panel]:
 
 def _state(moment: Moment) -> list[tuple[str, str]]:
     found = moment.health
-    # "Ended" says how long ago, and that is in the line at the top of the page, second by second.
     return [("State", found.state), ("Because", found.why), *found.facts]

@@ -1,0 +1,140 @@
+"""A hostile run that is being written by a process of its own, a dashboard on it, and a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+EVIL = "<script>alert(1)</script>\"'&<b>%{x}</b>"
+PLANNED = 100_000
+"""Last step that the run's phases plan: far beyond what is written."""
+
+
+class Writer:
+    """Another process that writes to a branch, step by step, as it is told."""
+
+    def __init__(self, run: Path, branch: str) -> None:
+        script = Path(__file__).parent / "live_writer.py"
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(run), branch],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=ENVIRONMENT,
+        )  # fmt: skip
+        self.at = self._heard()
+
+    def _heard(self) -> int:
+        line = self.process.stdout.readline()
+        assert line.startswith("at "), f"the writer said {line!r}"
+        return int(line.split()[1])
+
+    def _tell(self, deed: str) -> None:
+        self.process.stdin.write(f"{deed}\n")
+        self.process.stdin.flush()
+        self.at = self._heard()
+
+    def steps(self, n: int) -> int:
+        """Write so many steps, to be read at once; the last one."""
+        self._tell(f"steps {n}")
+        return self.at
+
+    def commit(self) -> None:
+        self._tell("commit")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """Let it end as a training does."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+class Server:
+    """`workbench dashboard` of a run, as a user begins it."""
+
+    def __init__(self, run: Path, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "workbench.app.cli", "dashboard", str(run), "--port", "0",
+             *options],
+            stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+        self.url = self.process.stdout.readline().strip()
+        assert self.url.startswith("http://"), f"the dashboard said {self.url!r}"
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def hostile_run(planted_run):
+    """A run whose every name is hostile, and which plans far more steps than it has."""
+    names = {"code/add": f"code/{EVIL}", "logic/chain": "logic/" + "x" * 10_000}
+    phases = [{"name": EVIL, "start": 1, "stop": 39},
+              {"name": "y" * 10_000, "start": 40, "stop": PLANNED}]  # fmt: skip
+    return planted_run("hostile-live", names=names, about={"name": EVIL, "phases": phases})
+
+
+@pytest.fixture(scope="module")
+def begin_writer():
+    """Begins writers: `begin_writer(run, branch)`; all are ended afterwards."""
+    begun = []
+
+    def begin(run: Path, branch: str) -> Writer:
+        begun.append(Writer(run, branch))
+        return begun[-1]
+
+    yield begin
+    for writer in begun:
+        writer.end()
+
+
+@pytest.fixture(scope="module")
+def serve():
+    """Serves runs: `serve(run)`; all servers are closed afterwards."""
+    serving = []
+
+    def begin(run: Path, *options: str) -> Server:
+        serving.append(Server(run, *options))
+        return serving[-1]
+
+    yield begin
+    for server in serving:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def writer(hostile_run, begin_writer):
+    return begin_writer(hostile_run, "curriculum")
+
+
+@pytest.fixture(scope="module")
+def served(hostile_run, writer, serve):
+    return serve(hostile_run)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser found: none of {', '.join(NAMES)} is on the path")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
