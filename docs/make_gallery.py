@@ -52,7 +52,7 @@ def main() -> int:
         try:
             fig = draw(name, study)
             size = _save(fig, GALLERY / f"{name}.webp")
-            held[name] = _told(fig)
+            held[name] = _told(fig, run.path)
             sys.stderr.write(f"{name}: {size} bytes\n")
         except WorkbenchError as error:
             held.pop(name, None)
@@ -66,20 +66,14 @@ def main() -> int:
     return 0
 
 
-def _told(fig: go.Figure) -> dict[str, Any]:
+def _told(fig: go.Figure, run: Path) -> dict[str, Any]:
     """What a figure says of itself; the run's folder on this machine is no part of it."""
     caption = figures.caption_of(fig)
-    code = "\n".join(
-        "run = open_run('runs/demo')" if line.startswith("run = open_run(") and "," not in line
-        else f"run = open_run('runs/demo',{line.split(',', 1)[1]}"
-        if line.startswith("run = open_run(") else line
-        for line in caption.code.splitlines()
-    )  # fmt: skip
     return {
         "title": caption.title,
         "sentence": caption.sentence,
         "notes": list(caption.notes),
-        "code": code,
+        "code": caption.code.replace(str(run), "runs/demo"),
     }
 
 

@@ -28,6 +28,19 @@ THEMES = {
     "cause": "Why",
 }
 
+OF_THE_RUN = {
+    "router-load": "load",
+    "load-distribution": "load",
+    "balance": "load",
+    "saturation": "stability",
+    "churn": "stability",
+    "trajectory": "representation",
+    "emergence": "capability",
+    "lead-lag": "capability",
+    "transplant": "cause",
+}
+"""Where figures of the whole run stand; those that are not named here open the gallery."""
+
 
 def told(docs: Path) -> dict[str, dict[str, Any]]:
     """gallery.json: figure -> title, sentence, notes, code."""
@@ -39,7 +52,7 @@ def told(docs: Path) -> dict[str, dict[str, Any]]:
 def theme_of(name: str, docs: Path) -> str:
     """The part of the gallery where a figure stands."""
     if name not in DRAWERS:
-        return "run"
+        return OF_THE_RUN.get(name, "run")
     return str(measures(docs)[DRAWERS[name].probe]["theme"])
 
 
