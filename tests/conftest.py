@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Before torch is loaded: threads that spin while they wait starve each other on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from model.config import NANO
 from model.training.plan import TrainingPlan
 from model.training.schedule import Schedule
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 settings.register_profile("workbench", deadline=None, derandomize=True)
 settings.load_profile("workbench")
 
@@ -26,6 +28,18 @@ TINY_MODEL = replace(
     NANO, d_model=32, n_layers=2, n_heads=4, n_key_value_heads=2, d_mlp=16, num_experts=8,
     experts_per_token=2, n_ctx=32,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_probe_of_one_test_is_known_to_the_next() -> Iterator[None]:
+    """What a docstring's example or a test marks as a probe is gone with it."""
+    yield
+    registry = sys.modules.get("probes.registry")
+    if registry is not None:
+        for name, known in list(registry._KNOWN.items()):
+            home, function = sys.modules.get(known.module), known.function
+            if getattr(home, function.__name__, None) is not function:
+                del registry._KNOWN[name]
 
 
 @pytest.fixture(scope="session")
