@@ -34,8 +34,8 @@ lint: $(READY)  ## style and types
 docs: $(READY)  ## the documentation site, into docs/_build/html
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/workbench lab notebooks
+lab: $(READY)  ## JupyterLab on a working copy of the notebooks
+	$(BIN)/workbench lab
 
 format: $(READY)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
