@@ -10,6 +10,7 @@ changed and nothing of the others.
 
 from __future__ import annotations
 
+import contextlib
 import html as markup
 from collections import OrderedDict
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html,
 
 from workbench.app.dashboard.aria import aria
 from workbench.app.dashboard.controls import READ, SETTINGS, controls, link, settings
-from workbench.app.dashboard.health import ago
+from workbench.app.dashboard.health import Health, ago
 from workbench.app.dashboard.live_run import LiveRun, Moment
 from workbench.app.dashboard.pages import (
     checkpoints,
@@ -94,6 +95,16 @@ def make_app(live: LiveRun, prefix: str = "/") -> Dash:
     return app
 
 
+def warm(live: LiveRun) -> None:
+    """Draws the first page once, so that nobody waits for libraries to load and for a first read.
+    What fails here fails again, and says so, when somebody looks.
+    """
+    with contextlib.suppress(Exception), live.lock:
+        moment = live.moment(View())
+        for panel in _panels(moment):
+            look(panel, "")
+
+
 def _tab(live: LiveRun) -> str:
     # Dash fills placeholders into the page one after the other, this one first.
     return markup.escape(plain(live.run.name, 60).replace("{%", "{ %")) + " · workbench"
@@ -145,11 +156,11 @@ def _show_the_address(app: Dash, live: LiveRun, sent: Sent) -> None:
         there = dict(zip(READ, values, strict=True))
         with live.lock:
             moment = live.moment(View.from_query(search))
-            panels = _panels(moment)
+            panels, found = _panels(moment), moment.health
             shown = [look(panel, _follow(moment)) for panel in panels]
             return (
                 _body(moment, panels, shown), _navigation(moment.view),
-                _told(search, moment, sent.keep(shown)), *_line(moment),
+                _told(search, moment, found, sent.keep(shown)), *_line(moment, found),
                 *settings(moment, there),
             )  # fmt: skip
 
@@ -183,13 +194,15 @@ def _follow_the_run(app: Dash, live: LiveRun, sent: Sent) -> None:
         nothing = [[no_update] * len(ids) for ids in (charts, words, tables)]
         with live.lock:
             moment = live.moment(View.from_query(search))
-            line = _line(moment)
-            if told is None or told["search"] != (search or "") or told["pulse"] == moment.pulse:
+            found = moment.health
+            line = _line(moment, found)
+            news = told is not None and told["pulse"] != moment.pulse(found)
+            if told is None or told["search"] != (search or "") or not news:
                 return (*nothing, no_update, no_update, *line, no_update, no_update)
             panels = _panels(moment)
             new = [look(panel, _follow(moment)) for panel in panels]
             old = sent.get(told["sent"])
-            said = _told(search, moment, sent.keep(new))
+            said = _told(search, moment, found, sent.keep(new))
             span = (moment.last_step, [moment.view.start, moment.stop])
             if old is None or [s.missing for s in old] != [s.missing for s in new]:
                 return (*nothing, _body(moment, panels, new), said, *line, *span)
@@ -239,8 +252,8 @@ def _navigation(view: View) -> Any:
     return html.Ul([html.Li(one) for one in links])
 
 
-def _told(search: str | None, moment: Moment, word: str) -> dict[str, Any]:
-    return {"search": search or "", "pulse": moment.pulse, "sent": word}
+def _told(search: str | None, moment: Moment, found: Health, word: str) -> dict[str, Any]:
+    return {"search": search or "", "pulse": moment.pulse(found), "sent": word}
 
 
 def _follow(moment: Moment) -> str:
@@ -248,9 +261,8 @@ def _follow(moment: Moment) -> str:
     return moment.view.query
 
 
-def _line(moment: Moment) -> tuple[str, str, str]:
+def _line(moment: Moment, found: Health) -> tuple[str, str, str]:
     """The state, its class, and the rest of the line under the run's name."""
-    found = moment.health
     parts = [f"arm {moment.run.branch}", f"step {moment.last_step:,}"]
     if found.age_s is not None:
         parts.append(f"the last one {ago(found.age_s)}")

@@ -8,6 +8,8 @@ Several browsers may ask at once and share what was read; one asks at a time.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -41,9 +43,10 @@ CURVES = ("loss", "lr", "grad_norm", "tokens_seen", "utc", "capture_seconds", "c
 ROUTER = ("assignments", "tokens", "entropy", "margin", "topk_mass", "near_tie")
 CURVE_POINTS = 120
 """Points of a training curve, up to twice as many."""
-CELLS = 20_000
+CELLS = 16_000
 """Cells of an image of loads, up to twice as many: what a refresh may send."""
 KEPT_RECORDS = 24
+KEPT_MOMENTS = 16
 N_BOOT = 200
 """Bootstrap draws of the intervals on a live page."""
 
@@ -66,6 +69,8 @@ class LiveRun:
         self._arms: dict[str, Run] = {self.run.branch: self.run}
         self._records: OrderedDict[tuple[Any, ...], LiveRecord] = OrderedDict()
         self._computed: dict[str, tuple[Any, Any]] = {}
+        self._moments: OrderedDict[View, Moment] = OrderedDict()
+        self.vital: tuple[Any, ...] = ()
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -79,11 +84,38 @@ class LiveRun:
             return None
 
     def moment(self, view: View) -> Moment:
-        """What `view` shows of the run, as it is now."""
+        """What `view` shows of the run, as it is now; the same moment while there is no news."""
+        vitals = self._vitals()
+        if self.vital != vitals:
+            self.vital = vitals
+            self._moments.clear()
+        if view not in self._moments:
+            self._moments[view] = self._new_moment(view)
+        while len(self._moments) > KEPT_MOMENTS:
+            self._moments.popitem(last=False)
+        return self._moments[view]
+
+    def _vitals(self) -> tuple[Any, ...]:
+        """What changes when anything does that a page shows, but for who writes: all of it is told
+        by a few small files.
+        """
+        store, folder = self.run.store, self.run.path
+        if store is None:
+            # It may begin at any time.
+            return (object(),)
+        tips = {b: store.repository.lookup_branch(b) for b in store.repository.list_branches()}
+        waiting = store.location.journal_folder
+        files = [*waiting.glob("*.log"), folder / "run.json"]
+        stamps = {str(f): (s.st_mtime_ns, s.st_size) for f in files if (s := _stat(f))}
+        saved = {} if "://" in str(folder) else dict(self.run.index.files())
+        return (sorted(tips.items()), sorted(stamps.items()), sorted(saved.items()))
+
+    def _new_moment(self, view: View) -> Moment:
         self.run.refresh()
         arms = list(Study(self.run).arms)
         arm = view.arm if view.arm in arms else self._liveliest(arms)
-        moment = Moment(self, self.arm(arm).refresh(), view, arms)
+        run = self.arm(arm)
+        moment = Moment(self, run if run is self.run else run.refresh(), view, arms)
         layers, experts = moment.sizes
         fitted = replace(view, arm=arm).within(
             arms=arms, layers=layers, experts=experts, last_step=moment.last_step
@@ -157,20 +189,16 @@ class Moment:
             self._states[arm] = store.read(arm) if store is not None and there else None
         return self._states[arm]
 
-    @property
-    def pulse(self) -> str:
-        """A word that changes when anything does that a page shows."""
-        run = self.run
-        tips = [run.store.tip(b) for b in run.store.branches] if run.store else []
-        results = ""
-        if run.store and "_results" in run.store.repository.list_branches():
-            results = run.store.repository.lookup_branch("_results")
-        saved = max((stamp for _, stamp in run.index.files()), default="")
-        told = [run.state, tips, results, saved, run.attrs.get("capture")]
+    def pulse(self, found: Health) -> str:
+        """A word that changes when anything does that a page shows.
+
+        Args:
+            found: the moment's health, as it was shown.
+        """
         # Seconds pass without news, and only the page about them is to show each.
-        why = self.health.why
-        told.append(why if self.view.page == "health" else re.sub("[0-9]+", "", why))
-        return "|".join(map(str, told))
+        why = found.why if self.view.page == "health" else re.sub("[0-9]+", "", found.why)
+        seen = hashlib.blake2b(repr(self.live.vital).encode(), digest_size=8)
+        return f"{seen.hexdigest()} {why}"
 
     @property
     def last_step(self) -> int:
@@ -258,8 +286,9 @@ class Moment:
         except RunNotFound:
             return None
 
-    @cached_property
+    @property
     def health(self) -> Health:
+        """As it is at this second: who writes, and how long ago a step came."""
         return health(self.run, self.now, self.curves)
 
     @cached_property
@@ -299,3 +328,11 @@ class Moment:
         steps = found["step"].values
         told = {n: np.interp(steps, train["last_step"].values, v) for n, v in ends.items()}
         return found.assign_coords({n: ("step", v) for n, v in told.items()})
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    """None where it went since it was listed."""
+    try:
+        return file.stat()
+    except OSError:
+        return None

@@ -9,9 +9,11 @@ is asked for; without one given, one is made and printed once, in the address to
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import socket
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +24,7 @@ from workbench.errors import UsageError
 if TYPE_CHECKING:
     from workbench.app.dashboard.guard import Guard
 
-THREADS = 4
+THREADS = 8
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
 _PREFIX = re.compile(r"/([A-Za-z0-9_.~@%:-]+/)*")
 
@@ -51,6 +53,8 @@ def serve(
 
     from workbench.app.dashboard.guard import is_loopback
 
+    # It warns whenever a browser asks for more files at once than there are threads.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     token = check_token(token) if token else "" if is_loopback(host) else secrets.token_urlsafe(24)
     listening = _listen(host, port)
     port = listening.getsockname()[1]
@@ -84,13 +88,15 @@ def application(
     run: str | Path, *, host: str = "127.0.0.1", port: int = 0, token: str = "", prefix: str = "/"
 ) -> Guard:
     """The dashboard as a WSGI application."""
-    from workbench.app.dashboard.frame import make_app
+    from workbench.app.dashboard.frame import make_app, warm
     from workbench.app.dashboard.guard import Guard
     from workbench.app.dashboard.live_run import LiveRun
 
     if not _PREFIX.fullmatch(prefix):
         raise UsageError(f"--prefix {prefix!r}: expected a path such as /user/ada/dashboard/.")
-    app = make_app(LiveRun(run), prefix)
+    live = LiveRun(run)
+    app = make_app(live, prefix)
+    threading.Thread(target=warm, args=(live,), name="warm", daemon=True).start()
     return Guard(
         app.server, host=host, token=token, scripts=app.csp_hashes(),
         cookie=f"workbench_dashboard_{port}",
