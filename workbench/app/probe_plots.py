@@ -17,6 +17,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 import xarray as xr
 
+from probes.examine import examine
 from workbench import figures
 from workbench.app.asked import Asked, of_layer
 from workbench.app.plot_code import program
@@ -98,8 +99,6 @@ def draw_probe(name: str, study: Study, asked: Asked) -> go.Figure:
         UsageError: an option that the figure does not know.
         RunNotFound: the record lacks what the probe takes.
     """
-    from probes.examine import examine
-
     drawer = drawer_of(name)
     own = [option for option in ("task", "expert") if option in drawer.takes]
     asked.refuse_others(name, ["arm", "last", "layer", *own])

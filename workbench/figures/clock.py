@@ -5,11 +5,16 @@ Needs   a dataset along `step` or `checkpoint`, with `tokens_seen` and `utc` bes
 Yields  Clock: the x of every sample, the axis' title and number format.
 
 A step that is no sample lands on the other clocks by linear interpolation between its neighbours.
+
+A whole run is drawn over the logarithm of its steps or tokens: most of what happens, happens early.
+A stretch of it, and whatever shows a fork, is drawn linearly: the end of a run would be a sliver of
+the logarithm. `for_axis` is the one place where that is decided.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +24,8 @@ from workbench.errors import SchemaError, UsageError
 
 ClockName = Literal["step", "tokens", "utc"]
 _TITLES = {"step": "optimizer step", "tokens": "training tokens", "utc": "UTC"}
+DECADES = 100
+"""The last of a whole run's steps over its first, at least, for a logarithmic axis."""
 _COLUMNS = {"tokens": "tokens_seen", "utc": "utc"}
 
 
@@ -33,6 +40,43 @@ class Clock:
     """(sample,) position on the axis: steps, tokens, or datetime64[ms]."""
     tokens: np.ndarray | None
     """(sample,) training tokens seen, where the record says."""
+    log: bool = False
+    """Whether the axis is logarithmic."""
+
+    def for_axis(self, forks: Iterable[float] = (), *, alone: bool = True) -> Clock:
+        """This clock as the axis of a figure: logarithmic where a whole run is drawn.
+
+        Args:
+            forks: steps at which lines part; one within what is drawn keeps the axis linear.
+            alone: whether one line of training is drawn; arms part somewhere.
+
+        Example:
+            >>> record = xr.Dataset(coords={"step": np.arange(1, 2001)})
+            >>> clock_of(record).for_axis().log, clock_of(record).for_axis([1600]).log
+            (True, False)
+            >>> clock_of(record.isel(step=slice(1600, None))).for_axis().log
+            False
+        """
+        x = self.x.astype("float64")
+        seen = x[x > 0]
+        whole = self.name != "utc" and len(seen) > 1 and seen[-1] >= DECADES * seen[0]
+        # A sample at 0 has no place on the axis, and must not vanish from it.
+        whole = whole and len(seen) == len(x)
+        return replace(self, log=bool(whole and alone and not any(map(self.within, forks))))
+
+    def share(self, step: float) -> float:
+        """How far along the axis `step` lies, from 0 to 1."""
+        if not len(self.steps):
+            return 0.0
+        first, here, last = (
+            float(np.log(max(s, 1e-9))) if self.log else float(s)
+            for s in (self.steps[0], step, self.steps[-1])
+        )
+        return (here - first) / (last - first) if last > first else 0.0
+
+    def place(self, step: float) -> Any:
+        """The place of `step` as plotly wants it of a text: on a log axis its logarithm."""
+        return float(np.log10(self.at(step))) if self.log else self.at(step)
 
     @property
     def title(self) -> str:
@@ -42,7 +86,9 @@ class Clock:
     def axis(self) -> dict[str, Any]:
         """Title and number format for plotly's x axis."""
         formats = {"step": ",d", "tokens": "~s", "utc": None}
-        return {"title_text": self.title, "tickformat": formats[self.name]}
+        axis = {"title_text": self.title, "tickformat": formats[self.name]}
+        # Ticks at 1, 2 and 5 of a decade: nine would not fit beside each other.
+        return {**axis, "type": "log", "dtick": "D2"} if self.log else axis
 
     def at(self, step: float) -> Any:
         """The place of `step` on this clock.

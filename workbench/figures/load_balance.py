@@ -22,7 +22,7 @@ from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
 from workbench.figures.lines import Band, Line, draw_line, hover_of, say_thinned
-from workbench.figures.marks import Mark, draw_marks
+from workbench.figures.marks import Mark, draw_marks, forks
 from workbench.figures.panels import LEGEND_PX, Stack
 from workbench.figures.strands import arms_of, strands
 from workbench.figures.template import MAGNITUDE, MUTED
@@ -91,7 +91,8 @@ def balance(
     notes = draw(fig, arms, measures, x, colors)
     for row, measure in enumerate(measures, start=1):
         _axis(fig, row, measure, _highest(arms, measure.name, by_layer))
-    clock = clock_of(_longest(arms), x)
+    clock = clock_of(_longest(arms), x).for_axis(forks(marks), alone=len(arms) == 1)
+    fig.update_xaxes(type=clock.axis.get("type"))
     fig.update_xaxes(**clock.axis, row=len(measures), col=1)
     top = draw_marks(fig, marks, clock, stack.axes, above=18)
     top = max(20, top)

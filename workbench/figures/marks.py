@@ -52,6 +52,11 @@ def marks_of(run: Run) -> list[Mark]:
     return phases + [Mark(step, "fork", "fork") for step in forks]
 
 
+def forks(marks: Sequence[Mark]) -> list[int]:
+    """Steps of the forks among some marks, for `Clock.for_axis`."""
+    return [mark.step for mark in marks if mark.kind == "fork"]
+
+
 def draw_marks(
     fig: go.Figure,
     marks: Sequence[Mark],
@@ -86,9 +91,9 @@ def draw_marks(
     rows = _rows(shown, clock, width)
     for row, group in enumerate(rows):
         for mark in group:
-            late = _share(mark, clock) > 0.85
+            late = clock.share(mark.step) > 0.85
             fig.add_annotation(
-                xref=xref, yref=f"{yref} domain", x=clock.at(mark.step), y=1,
+                xref=xref, yref=f"{yref} domain", x=clock.place(mark.step), y=1,
                 text=label(mark.text, _LONGEST), showarrow=False,
                 xanchor="right" if late else "left", yanchor="bottom",
                 yshift=above + _ROW_PX * row, xshift=2 if late else -2,
@@ -113,19 +118,14 @@ def _joined(marks: Sequence[Mark]) -> list[Mark]:
     return list(joined.values())
 
 
-def _share(mark: Mark, clock: Clock) -> float:
-    span = float(clock.steps[-1] - clock.steps[0])
-    return (mark.step - float(clock.steps[0])) / span if span else 0.0
-
-
 def _rows(marks: Sequence[Mark], clock: Clock, width: int) -> list[list[Mark]]:
     """Marks split over rows so that no two texts of a row meet on a panel of `width` pixels."""
     rows: list[list[Mark]] = []
     ends: list[float] = []
     for mark in marks:
-        start = _share(mark, clock) * width
+        start = clock.share(mark.step) * width
         long = min(len(mark.text), _LONGEST) * _LETTER_PX + 10
-        if _share(mark, clock) > 0.85:
+        if clock.share(mark.step) > 0.85:
             start -= long
         row = next((i for i, end in enumerate(ends) if end <= start), len(rows))
         if row == len(rows):

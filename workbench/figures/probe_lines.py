@@ -24,7 +24,7 @@ from workbench.figures.caption import Caption, provenance_of
 from workbench.figures.clock import ClockName
 from workbench.figures.figure import Figure, finish
 from workbench.figures.lines import Line, draw_line, hover_of
-from workbench.figures.marks import Mark, draw_marks
+from workbench.figures.marks import Mark, draw_marks, forks
 from workbench.figures.panels import axis_names
 from workbench.figures.probe_dots import ROWS, colorbar, each, value_axis, without_training
 from workbench.figures.probe_heatmap import by_layer, fits
@@ -141,10 +141,11 @@ def _together(view: View, marks: Sequence[Mark]) -> tuple[Figure, int, str]:
     for i, color in enumerate(colors_of(view)):
         draw_line(fig, _line(view, i, color, several), row=1, col=1)
     _chance_lines(fig, view, range(len(view.keys)), 1, 1)
-    fig.update_xaxes(**view.clock.axis)
+    clock = view.clock.for_axis(forks(marks))
+    fig.update_xaxes(**clock.axis)
     fig.update_yaxes(**value_axis(view, 44))
     _stepped(fig, view)
-    draw_marks(fig, marks, view.clock, [("x", "y")])
+    draw_marks(fig, marks, clock, [("x", "y")])
     fig.update_layout(showlegend=several)
     return fig, 260, ""
 
@@ -164,13 +165,14 @@ def _panels(view: View, marks: Sequence[Mark]) -> tuple[Figure, int, str]:
     )  # fmt: skip
     fig.update_annotations(font={"size": 11, "color": INK})
     color = arm_colors(["continue"])["continue"]
+    clock = view.clock.for_axis(forks(marks))
     for i in range(count):
         row, col = i // _ACROSS + 1, i % _ACROSS + 1
         draw_line(fig, _line(view, i, color, False), row=row, col=col)
         _chance_lines(fig, view, [i], row, col)
         # The last panel of a column bears the axis, though the row under it may be begun.
         lowest = i + _ACROSS >= count
-        axis = view.clock.axis if lowest else {}
+        axis = clock.axis if lowest else {"type": "log"} if clock.log else {}
         fig.update_xaxes(**axis, showticklabels=lowest, nticks=4, row=row, col=col)
     for i in range(count, rows * _ACROSS):
         row, col = i // _ACROSS + 1, i % _ACROSS + 1
@@ -178,7 +180,7 @@ def _panels(view: View, marks: Sequence[Mark]) -> tuple[Figure, int, str]:
         fig.update_yaxes(visible=False, row=row, col=col)
     names = [axis_names(i) for i in range(count)]
     fig.update_yaxes(**{**value_axis(view, 30), "title_text": ""}, nticks=4)
-    draw_marks(fig, marks, view.clock, names, width=200, above=16)
+    draw_marks(fig, marks, clock, names, width=200, above=16)
     _stepped(fig, view)
     return fig, height, f"A panel {each(view)}: {view.with_unit}."
 

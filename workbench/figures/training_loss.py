@@ -22,7 +22,7 @@ from workbench.figures.caption import Caption, Table, provenance_of
 from workbench.figures.clock import ClockName, clock_of
 from workbench.figures.figure import finish
 from workbench.figures.lines import Line, draw_line, hover_of, say_thinned
-from workbench.figures.marks import Mark, draw_marks
+from workbench.figures.marks import Mark, draw_marks, forks
 from workbench.figures.panels import LEGEND_PX, Stack
 from workbench.figures.strands import Strand, arms_of, strands
 from workbench.figures.thinning import single_steps
@@ -75,7 +75,8 @@ def loss(
                 hover=hover_of(f"{plain(part.name)}: {name}", clock, y, unit, short=short),
             )  # fmt: skip
             draw_line(fig, line, row=row, col=1)
-    clock = clock_of(longest, x)
+    clock = clock_of(longest, x).for_axis(forks(marks), alone=len(arms) == 1)
+    fig.update_xaxes(type=clock.axis.get("type"))
     fig.update_xaxes(**clock.axis, row=len(panels), col=1)
     if len(panels) == 2:
         fig.update_yaxes(rangemode="tozero", exponentformat="power", nticks=4, row=2, col=1)
