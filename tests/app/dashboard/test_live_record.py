@@ -167,6 +167,22 @@ def test_rows_that_waited_and_were_set_aside_are_shown_no_more(store):
     check(live, 1, 50)
 
 
+def test_a_variable_may_begin_while_it_is_followed(store):
+    live = record(store, points=50)
+    norm = {"grad_norm": np.ones(2, "float32")}
+    with store.writer("main") as writer:
+        for portion, commit in [
+            (rows(1, 2), True), (rows(3, 4) | norm, False), (rows(5, 6) | norm, True),
+            (rows(7, 8) | norm, False), (rows(9, 10) | norm, True),
+        ]:  # fmt: skip
+            writer.append("train", portion)
+            writer.commit("two") if commit else writer.seal()
+            live.refresh(store.read("main"))
+            check(live, 1, int(portion["step"][-1]))
+    known = np.isfinite(live.bins["grad_norm"].values)
+    assert live.bins["last_step"].values[known].tolist() == list(range(3, 11))
+
+
 def test_nothing_recorded_is_said_and_then_followed(store):
     live = record(store)
     live.refresh(store.read("main"))

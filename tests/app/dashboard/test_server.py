@@ -11,6 +11,7 @@ import pytest
 
 from workbench.app import cli
 from workbench.app.dashboard import server
+from workbench.app.dashboard.live_run import LiveRun
 from workbench.app.dashboard.panel import changes
 from workbench.errors import UsageError
 
@@ -54,7 +55,7 @@ def test_a_token_that_is_none_is_refused(two_arm_run, token, capsys):
 @pytest.mark.parametrize("prefix", ["dashboard", "/a/../b//", "/<script>/", "//evil.example/"])
 def test_a_prefix_that_is_no_path_is_refused(two_arm_run, prefix):
     with pytest.raises(UsageError, match="--prefix"):
-        server.application(two_arm_run, prefix=prefix)
+        server.application(LiveRun(two_arm_run), prefix=prefix)
 
 
 def test_beyond_this_machine_the_command_prints_a_token_and_asks_for_it(two_arm_run, serve):
@@ -94,7 +95,6 @@ def test_nothing_in_the_run_changes_while_it_is_looked_at(two_arm_run, serve):
         return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
     from workbench.app.dashboard.frame import _panels
-    from workbench.app.dashboard.live_run import LiveRun
     from workbench.app.dashboard.panel import look
     from workbench.app.dashboard.view import PAGES, View
 

@@ -80,7 +80,9 @@ class GrowingBins:
         self._first = np.concatenate([self._first, rows["first_step"].values])
         self._last = np.concatenate([self._last, rows["last_step"].values])
         for name in self._names:
-            parts = zip(self._values[name], _pooled(rows, name), strict=True)
+            had = self._values[name]
+            new = _pooled(rows, name) if name in rows else _nothing(had, many)
+            parts = zip(had, new, strict=True)
             self._values[name] = Pooled(*(np.concatenate(both) for both in parts))
         self._next_row += many
         self._join()
@@ -118,6 +120,12 @@ class GrowingBins:
         self._rows = np.add.reduceat(self._rows, starts)
         self._first, self._last = self._first[starts], self._last[ends]
         self._place = self._place[starts]
+
+
+def _nothing(like: Pooled, many: int) -> Pooled:
+    """Bins without a value, of a variable that the rows do not have."""
+    missing = np.full((many, *like.mean.shape[1:]), np.nan)
+    return Pooled(missing, missing, missing, np.zeros_like(missing))
 
 
 def _pooled(ds: xr.Dataset, name: str) -> Pooled:

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import xarray as xr
 import zarr
 
 from workbench.app.dashboard.growing_bins import GrowingBins
 from workbench.errors import RunNotFound
 from workbench.store.overview import overview
+from workbench.store.pooling import pool_rows
 from workbench.store.run_store import RunStore
+from workbench.store.schema import SCHEMA
 from workbench.store.snapshot import Snapshot
 
 MOST = 4096
@@ -62,6 +65,8 @@ class LiveRecord:
 
     def refresh(self, now: Snapshot) -> None:
         """Take in what `now`, a newer state of the branch, has beyond what was read."""
+        if now is self._snapshot:
+            return
         if self._snapshot is None or self._bins is None or not self._follows(now):
             self._look(now)
         elif now.id != self._snapshot.id:
@@ -160,7 +165,7 @@ class LiveRecord:
 def _tail_rows(
     now: Snapshot, group: str, names: Sequence[str], after: int, stop: int | None
 ) -> xr.Dataset | None:
-    """The rows that wait, one a bin; None where none do."""
+    """The rows that wait, one a bin, as an overview would give them; None where none do."""
     held = now.tail.get(group, {}).get("step", {})
     steps = held.get("step")
     if steps is None or not len(steps):
@@ -168,8 +173,17 @@ def _tail_rows(
     there = (steps > after) & (steps <= (stop if stop is not None else steps[-1]))
     if not there.any():
         return None
-    last = int(steps[there][-1])
-    return overview(
-        now, group, points=max(1, int(there.sum())), start=int(steps[there][0]) - 1, stop=last,
-        variables=[n for n in names if n in held],
-    )  # fmt: skip
+    found: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]] = {}
+    for name in names:
+        if name in held:
+            variable, rows = SCHEMA[group][name], pool_rows(held[name][there])
+            dims, note = ("bin", *variable.dims[1:]), variable.attributes
+            parts = {"": rows.mean, "_min": rows.least, "_max": rows.greatest}
+            found |= {name + end: (dims, part, note) for end, part in parts.items()}
+    ends = {"first_step": steps[there], "last_step": steps[there]}
+    ends["rows"] = np.ones(int(there.sum()), np.int64)
+    labels = {"layer": np.asarray(now.layout.layers), "expert": np.arange(now.layout.experts)}
+    used = {dim for dims, _, _ in found.values() for dim in dims}
+    coords = {n: ("bin", v) for n, v in ends.items()}
+    coords |= {n: (n, v) for n, v in labels.items() if n in used}
+    return xr.Dataset(found, coords=coords, attrs={"group": group, "rows_a_bin": 1})

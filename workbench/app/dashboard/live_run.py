@@ -112,7 +112,8 @@ class LiveRun:
 
     def _new_moment(self, view: View) -> Moment:
         self.run.refresh()
-        arms = list(Study(self.run).arms)
+        branches = self.run.branches
+        arms = list(Study(self.run).arms) if len(branches) > 1 else branches or [self.run.branch]
         arm = view.arm if view.arm in arms else self._liveliest(arms)
         run = self.arm(arm)
         moment = Moment(self, run if run is self.run else run.refresh(), view, arms)

@@ -23,6 +23,7 @@ from workbench.errors import UsageError
 
 if TYPE_CHECKING:
     from workbench.app.dashboard.guard import Guard
+    from workbench.app.dashboard.live_run import LiveRun
 
 THREADS = 8
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
@@ -52,14 +53,16 @@ def serve(
     from waitress.server import create_server  # type: ignore[import-untyped]
 
     from workbench.app.dashboard.guard import is_loopback
+    from workbench.app.dashboard.live_run import LiveRun
 
     # It warns whenever a browser asks for more files at once than there are threads.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     token = check_token(token) if token else "" if is_loopback(host) else secrets.token_urlsafe(24)
+    live = LiveRun(run)
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     try:
-        guarded = application(run, host=host, port=port, token=token, prefix=prefix)
+        guarded = application(live, host=host, port=port, token=token, prefix=prefix)
         server: Any = create_server(guarded, sockets=[listening], threads=THREADS, ident=None)
     except BaseException:
         listening.close()
@@ -85,16 +88,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def application(
-    run: str | Path, *, host: str = "127.0.0.1", port: int = 0, token: str = "", prefix: str = "/"
+    live: LiveRun, *, host: str = "127.0.0.1", port: int = 0, token: str = "", prefix: str = "/"
 ) -> Guard:
-    """The dashboard as a WSGI application."""
+    """The dashboard of an open run as a WSGI application."""
     from workbench.app.dashboard.frame import make_app, warm
     from workbench.app.dashboard.guard import Guard
-    from workbench.app.dashboard.live_run import LiveRun
 
     if not _PREFIX.fullmatch(prefix):
         raise UsageError(f"--prefix {prefix!r}: expected a path such as /user/ada/dashboard/.")
-    live = LiveRun(run)
     app = make_app(live, prefix)
     threading.Thread(target=warm, args=(live,), name="warm", daemon=True).start()
     return Guard(
