@@ -6,8 +6,9 @@ Yields  `to_form` before it is written, `from_form` after it was read, `encoding
 xarray reads some attributes as orders to change values: `missing_value: -1` makes each -1 a NaN,
 `units: days since 2000-01-01` makes numbers dates. Those attributes, numbers in attributes that are
 not finite, and names of coordinates with blanks lie as JSON in one attribute of the group and are
-put back on reading. A name that would be a path is refused: it would be written where nothing looks
-for it. Instants come back in nanoseconds, numbers in the machine's byte order.
+put back on reading. So is the order of the variables, which a store forgets: the first is what a
+figure shows unasked. A name that would be a path is refused: it would be written where nothing
+looks for it. Instants come back in nanoseconds, numbers in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from workbench.errors import SchemaError
 
 ASIDE = "put_aside"
 """Attribute of the group: {"coords": [names], "text": [names of empty ones], "attrs": {variable, or
-"" for the dataset: {attribute: value}}}."""
+"" for the dataset: {attribute: value}}, "order": [variables]}."""
 _ORDERS = frozenset(
     ("missing_value", "scale_factor", "add_offset", "dtype", "coordinates", "calendar", "bounds",
      "climatology", "grid_mapping")
@@ -58,6 +59,8 @@ def to_form(ds: xr.Dataset, whose: str) -> xr.Dataset:
     stays, orders = _apart(ds.attrs, "", whose)
     if orders:
         aside["attrs"][""] = orders
+    if len(ds.data_vars) > 1:
+        aside["order"] = list(ds.data_vars)
     aside["coords"] = [c for c in ds.coords if c not in ds.dims and str(c).split() != [c]]
     ds = ds.reset_coords(aside["coords"])
     ds.attrs = stays
@@ -77,9 +80,14 @@ def from_form(ds: xr.Dataset) -> xr.Dataset:
         for name, v in ds.variables.items()
         if v.dtype.kind in "TO" or name in aside.get("text", [])
     }
-    return ds.assign({n: v for n, v in text.items() if n in ds.data_vars}).assign_coords(
+    ds = ds.assign({n: v for n, v in text.items() if n in ds.data_vars}).assign_coords(
         {n: v for n, v in text.items() if n in ds.coords}
     )
+    order = [name for name in aside.get("order", []) if name in ds.data_vars]
+    order += [name for name in ds.data_vars if name not in order]
+    if order == list(ds.data_vars):
+        return ds
+    return xr.Dataset({name: ds[name] for name in order}, coords=ds.coords, attrs=ds.attrs)
 
 
 def encoding(variable: xr.Variable) -> dict[str, Any]:

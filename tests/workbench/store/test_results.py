@@ -57,6 +57,19 @@ def test_what_comes_back_is_what_was_computed_then_and_later(small_store, result
         assert kept.attrs["inputs"] == '{"router": "abc"}'
 
 
+def test_the_variables_come_back_in_the_order_in_which_they_were_returned(small_store, results):
+    names = [f"v{i}" for i in (7, 2, 9, 0, 5, 3, 8, 1, 6, 4)]
+    made = xr.Dataset(
+        {n: ("x", ["a", "b"] if n == "v9" else [1.0, 2.0]) for n in names},
+        coords={"x": [0, 1], "apart": 3},
+    )
+    results.fetch("many", 1, {}, Probe(made))
+    again = Results(RunStore.open(small_store.path)).get("many", 1, {})
+    assert list(again.data_vars) == names
+    xr.testing.assert_identical(again[names].load().drop_attrs(), made)
+    assert "apart" in again.coords
+
+
 def test_the_same_inputs_are_computed_once_and_lazily_read(results):
     probe = Probe()
     for inputs in ({"a": 1, "b": (1, 2)}, {"b": [1, 2], "a": np.int64(1)}):
