@@ -58,8 +58,11 @@ DRAWERS: dict[str, Drawer] = {
     "weight-change": Drawer(probe="weight-change", figure="weight_changes", asks="end"),
     "router-transplant": Drawer(probe="router-transplant", figure="router_grid", takes=("task",)),
     "probe-heatmap": Drawer(
-        probe="linear", figure="by_layer", takes=("x", "marks"), options={"name": "linear"}
-    ),
+        probe="linear",
+        figure="by_layer",
+        takes=("x", "marks"),
+        options={"variable": "accuracy", "name": "linear"},
+    ),  # fmt: skip
     "essential-dynamics": Drawer(probe="essential-dynamics", figure="trajectory"),
 }
 """Figure name -> how it is drawn."""
