@@ -62,7 +62,7 @@ DRAWERS: dict[str, Drawer] = {
         figure="by_layer",
         takes=("x", "marks"),
         options={"variable": "accuracy", "name": "linear"},
-    ),  # fmt: skip
+    ),
     "essential-dynamics": Drawer(probe="essential-dynamics", figure="trajectory"),
 }
 """Figure name -> how it is drawn."""
