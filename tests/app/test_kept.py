@@ -16,6 +16,7 @@ from probes.registry import probe
 from probes.running.kept import asking, holds
 from workbench.app.kept import kept_results
 from workbench.app.study import Study
+from workbench.figures import caption_of
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def test_a_window_and_parameters_stand_in_the_title_and_the_code_reads_that_very
     study, shown = _shown(two_arms, "continue")
     assert shown.title == "its-end (continue; plus=1, steps 21 to 50)"
     scope: dict = {}
-    exec(shown.code(study), scope)
+    exec(caption_of(shown.figure(study)).code, scope)
     assert float(scope["found"]["end"]) == 51
 
 
@@ -79,8 +80,8 @@ def test_the_code_of_a_plain_result_runs(two_arms):
     examine(wb.open_run(two_arms, "continue"), "its-end")
     study, shown = _shown(two_arms, "continue")
     scope: dict = {}
-    exec(shown.code(study), scope)
-    assert "probes.examine" in shown.code(study)
+    exec(caption_of(shown.figure(study)).code, scope)
+    assert "probes.examine" in caption_of(shown.figure(study)).code
     assert float(scope["found"]["end"]) == float(shown.result["end"])
 
 
@@ -134,3 +135,22 @@ def test_an_exam_that_was_given_is_told(tiny):
     examine(run, "apart", against="final", exam=given)
     [one] = [s for s in run.results.list() if "each" in s.inputs]
     assert asking(run, one).words == "an exam that was given"
+
+
+def test_a_probe_with_a_figure_of_its_own_is_drawn_with_it(tiny):
+    run = wb.open_run(tiny, "continue")
+    examine(run, "rerouting")
+    study, shown = _shown(tiny, "continue")
+    figure = shown.figure(study)
+    assert [trace.type for trace in figure.data] == ["heatmap"] * 2  # a layer each, from and to
+    scope: dict = {}
+    exec(caption_of(figure).code, scope)
+    assert scope["found"].equals(shown.result)
+
+
+def test_a_result_that_its_own_figure_cannot_draw_is_drawn_as_any_probes(tiny):
+    run = wb.open_run(tiny, "continue")
+    examine(run, "rerouting")
+    study, shown = _shown(tiny, "continue")
+    less = dataclasses.replace(shown, result=shown.result[["kept"]])
+    assert caption_of(less.figure(study)).title.startswith("Rerouting (continue)")

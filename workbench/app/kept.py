@@ -1,4 +1,4 @@
-"""The results of probes that a run keeps: the ones to show, told apart, with the code of each.
+"""The results of probes that a run keeps: the ones to show, told apart, with a figure of each.
 
 Needs   a Study.
 Yields  Shown; `kept_results`.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import plotly.graph_objects as go
 import xarray as xr
 
 from probes.running.kept import Asking, asking
+from workbench.app.probe_plots import Drawer, draw_found, drawer_of, plain_drawer
 from workbench.app.study import Study
+from workbench.errors import SchemaError, UsageError
 from workbench.store.results import Stored
 
 
@@ -30,25 +33,32 @@ class Shown:
         words = f"; {self.asked.words}" if self.asked.words else ""
         return f"{self.stored.probe} ({self.branch}{words})"
 
-    def code(self, study: Study) -> str:
-        """Python that draws it again. What was asked in a special way is read by its key: nothing
+    def figure(self, study: Study) -> go.Figure:
+        """Its figure: the probe's own, where that can draw this result, else one as any probe has.
+
+        Raises:
+            SchemaError: neither can.
+        """
+        own = drawer_of(self.stored.probe)
+        try:
+            return self._drawn(study, own)
+        except (SchemaError, UsageError):
+            return self._drawn(study, plain_drawer(self.stored.probe))
+
+    def _drawn(self, study: Study, drawer: Drawer) -> go.Figure:
+        return draw_found(self.result, drawer, study, self.branch, self._lines(), title=self.title)
+
+    def _lines(self) -> list[str]:
+        """Python that gives the result. What was asked in a special way is read by its key: nothing
         is computed for it anew.
         """
         name = self.stored.probe
-        lines = [
-            "import probes" if self.asked.plain else "",
-            "from workbench import figures, open_run",
-            "",
-            f"run = open_run({str(study.run.path)!r}, {self.branch!r})",
-        ]
         if self.asked.plain:
-            lines.append(f"found = probes.examine(run, {name!r})[{name!r}]")
-        else:
-            lines.append("kept = {stored.key: stored for stored in run.results.list()}")
-            lines.append(f"found = run.results.open(kept[{self.stored.key!r}])")
-        title = name if self.asked.plain else self.title
-        lines.append(f"figures.probe_result(found, name={title!r}, marks=figures.marks_of(run))")
-        return "\n".join(lines).lstrip("\n")
+            return [f"found = probes.examine(run, {name!r})[{name!r}]"]
+        return [
+            "kept = {stored.key: stored for stored in run.results.list()}",
+            f"found = run.results.open(kept[{self.stored.key!r}])",
+        ]
 
 
 def kept_results(study: Study, *, without: tuple[str, ...] = ()) -> list[Shown]:

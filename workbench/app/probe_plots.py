@@ -49,6 +49,7 @@ class Drawer:
 DRAWERS: dict[str, Drawer] = {
     "routing-flow": Drawer(probe="flow", figure="flow", takes=("layer",), asks="last"),
     "flow-sankey": Drawer(probe="flow", figure="sankey", takes=("layer",), asks="last"),
+    "rerouting": Drawer(probe="rerouting", figure="rerouting", takes=("layer",)),
     "coactivation": Drawer(probe="coactivation", figure="coactivation", takes=("layer",)),
     "domain-experts": Drawer(probe="domains", figure="domains", takes=("layer",)),
     "expert-vocabulary": Drawer(
@@ -89,7 +90,12 @@ def drawer_of(name: str) -> Drawer:
         return replace(DRAWERS[ALIKE[name]], probe=name, asks="last")
     # What a linear probe found is a quantity like others; its map has a name of its own.
     own = (d for d in DRAWERS.values() if d.probe == name and d.figure != "by_layer")
-    return next(own, replace(_PLAIN, probe=name))
+    return next(own, plain_drawer(name))
+
+
+def plain_drawer(name: str) -> Drawer:
+    """The drawer of any probe's first quantity."""
+    return replace(_PLAIN, probe=name)
 
 
 def draw_probe(name: str, study: Study, asked: Asked) -> go.Figure:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from workbench import figures
 from workbench.app import plots
 from workbench.app.causes import Emergent
 from workbench.app.kept import kept_results
@@ -65,9 +64,7 @@ def others(study: Study) -> Section:
     kept = kept_results(study, without=plots.DRAWN)
     for i, shown in enumerate(kept[:SHOWN]):
         try:
-            figure = figures.probe_result(
-                shown.result, name=shown.title, marks=study.marks, code=shown.code(study)
-            )
+            figure = shown.figure(study)
         except SchemaError as error:
             blocks.append(Missing(f"{plain(shown.title)}: {error}"))
             continue
