@@ -73,15 +73,23 @@ def width_for(samples: int, most: int = MOST) -> int:
 
 
 def binned(
-    source: xr.Dataset | xr.DataArray, most: int = MOST, *, each: int | None = None
-) -> Binned:
+    source: xr.Dataset | xr.DataArray, most: int = MOST, *, each: int | None = None,
+    log_x: np.ndarray | None = None,
+) -> Binned:  # fmt: skip
     """`source` averaged over bins of `each` samples; by default as few as give `most` bins.
+
+    Args:
+        log_x: (sample,) where the samples stand on a logarithmic axis, above 0 and ascending: bins
+            are then equally wide on that axis, at most `most`. Bins of equally many samples would
+            draw the first decades of a long run as one point.
 
     Example:
         >>> loss = xr.DataArray([4.0, 2.0, 2.0, 0.0], coords={"step": [1, 2, 3, 4]}, name="loss")
         >>> short = binned(loss, most=2)
         >>> short.mean["loss"].values.tolist(), short.n.tolist()
         ([3.0, 1.0], [2, 2])
+        >>> binned(loss, most=2, log_x=np.array([1, 2, 3, 4])).n.tolist()
+        [1, 3]
     """
     ds = source
     if isinstance(ds, xr.DataArray):
@@ -96,10 +104,10 @@ def binned(
     begins = ds["first_step"].values if "first_step" in ds.coords else steps
     ds = ds.drop_vars(["rows", "first_step"], errors="ignore")
     each = width_for(size, most) if each is None else each
-    starts = np.arange(0, size, each)
-    stops = np.minimum(starts + each, size)
+    starts = np.arange(0, size, each) if log_x is None else _log_starts(log_x, most)
+    stops = np.append(starts[1:], size).astype("int64") if size else starts
     counts = np.add.reduceat(rows, starts) if size else rows
-    if each > 1:
+    if len(starts) < size:
         varying = {n: v for n, v in ds.variables.items() if dim in v.dims and n != dim}
         fixed = ds.drop_dims(dim)
         averaged = {n: _mean(v, dim, starts) for n, v in varying.items()}
@@ -107,6 +115,17 @@ def binned(
         names = set(ds.coords) & set(averaged)
         ds = xr.Dataset(averaged, coords=coords, attrs=ds.attrs).set_coords(names).merge(fixed)
     return Binned(ds, begins[starts], steps[stops - 1], counts)
+
+
+def _log_starts(x: np.ndarray, most: int) -> np.ndarray:
+    """First sample of each bin, where bins are equally wide in the logarithm of x."""
+    if len(x) <= most:
+        return np.arange(len(x))
+    octaves = np.log2(x.astype("float64"))
+    place = (octaves - octaves[0]) / (octaves[-1] - octaves[0]) * most
+    # The last sample lies on the last bin's upper edge.
+    bins = np.minimum(place.astype("int64"), most - 1)
+    return np.flatnonzero(np.diff(bins, prepend=-1))
 
 
 def _mean(variable: xr.Variable, dim: str, starts: np.ndarray) -> xr.Variable:

@@ -64,6 +64,11 @@ class Clock:
         whole = whole and len(seen) == len(x)
         return replace(self, log=bool(whole and alone and not any(map(self.within, forks))))
 
+    @property
+    def log_x(self) -> np.ndarray | None:
+        """`x` where the axis is logarithmic, for those who cut it into equal pieces."""
+        return self.x if self.log else None
+
     def share(self, step: float) -> float:
         """How far along the axis `step` lies, from 0 to 1."""
         if not len(self.steps):

@@ -19,7 +19,7 @@ from plotly.colors import sample_colorscale
 from workbench.errors import SchemaError
 from workbench.figures.bins import binned, width_for
 from workbench.figures.caption import Caption, Table, provenance_of
-from workbench.figures.clock import ClockName, clock_of
+from workbench.figures.clock import Clock, ClockName, clock_of
 from workbench.figures.figure import finish
 from workbench.figures.lines import Band, Line, draw_line, hover_of, say_thinned
 from workbench.figures.marks import Mark, draw_marks, forks
@@ -88,10 +88,10 @@ def balance(
     stack = Stack(heights=[48 if still else 132 for still in flat], gap=36)
     fig = stack.figure([_panel_title(m, arms) for m in measures])
     draw = _draw_layers if by_layer else _draw_arms
-    notes = draw(fig, arms, measures, x, colors)
+    clock = clock_of(_longest(arms), x).for_axis(forks(marks), alone=len(arms) == 1)
+    notes = draw(fig, arms, measures, clock, colors)
     for row, measure in enumerate(measures, start=1):
         _axis(fig, row, measure, _highest(arms, measure.name, by_layer))
-    clock = clock_of(_longest(arms), x).for_axis(forks(marks), alone=len(arms) == 1)
     fig.update_xaxes(type=clock.axis.get("type"))
     fig.update_xaxes(**clock.axis, row=len(measures), col=1)
     top = draw_marks(fig, marks, clock, stack.axes, above=18)
@@ -134,12 +134,12 @@ def _longest(arms: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 
 def _draw_layers(
-    fig: go.Figure, arms: Mapping[str, xr.Dataset], measures: Sequence[Measure], x: ClockName,
+    fig: go.Figure, arms: Mapping[str, xr.Dataset], measures: Sequence[Measure], axis: Clock,
     colors: Mapping[str, str] | None,
 ) -> list[str]:  # fmt: skip
     (whole,) = arms.values()
-    short = binned(whole)
-    clock = clock_of(short.mean, x)
+    short = binned(whole, log_x=axis.log_x)
+    clock = clock_of(short.mean, axis.name)
     layers = (
         short.mean["layer"].values if "layer" in short.mean.coords else range(whole.sizes["layer"])
     )
@@ -153,7 +153,7 @@ def _draw_layers(
                 hover=hover_of(head, clock, y, "", short=short),
             )  # fmt: skip
             draw_line(fig, line, row=row, col=1)
-    singles = _draw_single(fig, whole, measures, x, MUTED) if short.note else ""
+    singles = _draw_single(fig, whole, measures, axis, MUTED) if short.note else ""
     return [short.note, singles, _peak(arms) if short.note else ""]
 
 
@@ -165,16 +165,16 @@ def _shades(n: int) -> list[str]:
 
 
 def _draw_arms(
-    fig: go.Figure, arms: Mapping[str, xr.Dataset], measures: Sequence[Measure], x: ClockName,
+    fig: go.Figure, arms: Mapping[str, xr.Dataset], measures: Sequence[Measure], axis: Clock,
     colors: Mapping[str, str] | None,
 ) -> list[str]:  # fmt: skip
     each = width_for(_longest(arms).sizes["step"])
     singles = ""
     for strand in strands(arms, [m.name for m in measures], colors):
-        short = binned(strand.values, each=each)
-        clock = clock_of(short.mean, x)
+        short = binned(strand.values, each=each, log_x=axis.log_x)
+        clock = clock_of(short.mean, axis.name)
         if short.note:
-            singles = _draw_single(fig, strand.values, measures, x, strand.color, strand.name)
+            singles = _draw_single(fig, strand.values, measures, axis, strand.color, strand.name)
         for row, measure in enumerate(measures, start=1):
             over = short.mean[measure.name].transpose("step", "layer")
             if measure.name == "dead_experts":
@@ -194,13 +194,13 @@ def _draw_arms(
                 ),
             )  # fmt: skip
             draw_line(fig, line, row=row, col=1)
-    note = binned(_longest(arms), each=each).note
+    note = binned(_longest(arms), each=each, log_x=axis.log_x).note
     reading = "Line: median layer, band: lowest to highest layer; the dead: all layers."
     return [note, reading, singles, _peak(arms) if note else ""]
 
 
 def _draw_single(
-    fig: go.Figure, ds: xr.Dataset, measures: Sequence[Measure], x: ClockName, color: str,
+    fig: go.Figure, ds: xr.Dataset, measures: Sequence[Measure], axis: Clock, color: str,
     name: str = "",
 ) -> str:  # fmt: skip
     """MaxVio of the most uneven layer at single steps, faint behind the means."""
@@ -208,9 +208,9 @@ def _draw_single(
     if not rows:
         return ""
     over = ds["max_violation"].max("layer").rename("max_violation").to_dataset()
-    drawn, kept = single_steps(over, "max_violation")
+    drawn, kept = single_steps(over, "max_violation", log_x=axis.log_x)
     say_thinned(fig, kept)
-    clock, y = clock_of(drawn, x), drawn.values
+    clock, y = clock_of(drawn, axis.name), drawn.values
     head = f"{plain(name)}, most uneven layer" if name else "most uneven layer"
     line = Line(
         name=name or "single steps", x=clock.x, y=y, color=color, legend=False, width=0.7,

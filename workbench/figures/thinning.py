@@ -46,8 +46,14 @@ def note_of(drawn: int, total: int) -> str:
     return f"{drawn:,} of {total:,} points drawn; extremes kept." if drawn < total else ""
 
 
-def thinned(*curves: np.ndarray, most: int = MOST) -> Thinned:
+def thinned(
+    *curves: np.ndarray, most: int = MOST, log_x: np.ndarray | None = None
+) -> Thinned:  # fmt: skip
     """The points that keep the extremes of every curve: curves of one length, drawn over one x.
+
+    Args:
+        log_x: where the points stand on a logarithmic axis, above 0 and ascending: the stretches
+            are then equally wide on that axis.
 
     Ends and the edges of gaps (values that are no numbers) are kept, so that no line crosses a gap;
     where there are more gaps than points to draw, gaps within a stretch may close.
@@ -68,7 +74,7 @@ def thinned(*curves: np.ndarray, most: int = MOST) -> Thinned:
         there = np.isfinite(y)
         if not there.any():
             continue
-        kept.append(_extremes(y, there, each))
+        kept.append(_extremes(y, there, each, log_x))
         edges = np.flatnonzero(np.diff(there.astype(int)))
         # A gap is drawn by one point of it between its two neighbours.
         if len(edges) <= each // 2:
@@ -76,21 +82,27 @@ def thinned(*curves: np.ndarray, most: int = MOST) -> Thinned:
     return Thinned(np.unique(np.concatenate(kept)), total)
 
 
-def _extremes(y: np.ndarray, there: np.ndarray, most: int) -> np.ndarray:
+def _extremes(
+    y: np.ndarray, there: np.ndarray, most: int, log_x: np.ndarray | None
+) -> np.ndarray:  # fmt: skip
     """Places of the least and greatest number of each of most/2 equal stretches."""
     from tsdownsample import MinMaxDownsampler
 
     whole = np.flatnonzero(there)
     # Its answer for infinities and NaN depends on the machine's instructions; it is shown none.
-    found = MinMaxDownsampler().downsample(y[whole], n_out=most - most % 2)
+    along = () if log_x is None else (np.log2(log_x[whole].astype("float64")),)
+    found = MinMaxDownsampler().downsample(*along, y[whole], n_out=most - most % 2)
     return whole[found.astype(np.int64)]
 
 
-def single_steps(ds: xr.Dataset, name: str, dim: str = "step") -> tuple[xr.DataArray, Thinned]:
+def single_steps(
+    ds: xr.Dataset, name: str, dim: str = "step", log_x: np.ndarray | None = None
+) -> tuple[xr.DataArray, Thinned]:  # fmt: skip
     """A variable by its single steps, thinned: of an overview the extremes of its bins.
 
     Args:
         ds: along `dim`; an overview carries <name>_min and <name>_max (bins.by_step).
+        log_x: as for `thinned`, a value for each of `dim`.
 
     Returns:
         The variable at the points that are drawn, in the order of training; and what was thinned.
@@ -103,12 +115,12 @@ def single_steps(ds: xr.Dataset, name: str, dim: str = "step") -> tuple[xr.DataA
     """
     ends = [f"{name}_{end}" for end in ("min", "max")]
     if not all(end in ds for end in ends):
-        kept = thinned(ds[name].values)
+        kept = thinned(ds[name].values, log_x=log_x)
         return ds[name].isel({dim: kept.places}), kept
     pairs = xr.concat([ds[end].rename(name) for end in ends], dim="end").transpose(dim, "end")
     bins = np.repeat(np.arange(ds.sizes[dim]), 2)
     drawn = ds[name].isel({dim: bins}).copy(data=pairs.values.ravel())
     total = int(ds["rows"].sum()) if "rows" in ds.variables else len(bins)
-    kept = thinned(drawn.values)
+    kept = thinned(drawn.values, log_x=None if log_x is None else log_x[bins])
     # Places count within the extremes; what they stand for is every step.
     return drawn.isel({dim: kept.places}), Thinned(kept.places, max(total, len(kept.places)))

@@ -61,32 +61,32 @@ def loss(
     arms = {name: _numbers(ds, [n for n, _, _ in panels]) for name, ds in arms.items()}
     longest = max(arms.values(), key=lambda ds: ds.sizes["step"])
     each = width_for(longest.sizes["step"])
+    axis = clock_of(longest, x).for_axis(forks(marks), alone=len(arms) == 1)
     stack = Stack(heights=[240, 80][: len(panels)], gap=34)
     fig = stack.figure([title for _, title, _ in panels])
     for part in strands(arms, [n for n, _, _ in panels], colors):
-        short = binned(part.values, each=each)
+        short = binned(part.values, each=each, log_x=axis.log_x)
         clock = clock_of(short.mean, x)
         for row, (name, _, unit) in enumerate(panels, start=1):
             if short.note and name == "loss":
-                _draw_single(fig, part, x)
+                _draw_single(fig, part, x, axis.log_x)
             y = short.mean[name].values
             line = Line(
                 name=part.name, x=clock.x, y=y, color=part.color, dash=part.dash, legend=row == 1,
                 hover=hover_of(f"{plain(part.name)}: {name}", clock, y, unit, short=short),
             )  # fmt: skip
             draw_line(fig, line, row=row, col=1)
-    clock = clock_of(longest, x).for_axis(forks(marks), alone=len(arms) == 1)
-    fig.update_xaxes(type=clock.axis.get("type"))
-    fig.update_xaxes(**clock.axis, row=len(panels), col=1)
+    fig.update_xaxes(type=axis.axis.get("type"))
+    fig.update_xaxes(**axis.axis, row=len(panels), col=1)
     if len(panels) == 2:
         fig.update_yaxes(rangemode="tozero", exponentformat="power", nticks=4, row=2, col=1)
-    top = max(20, draw_marks(fig, marks, clock, stack.axes, above=18))
+    top = max(20, draw_marks(fig, marks, axis, stack.axes, above=18))
     fig.update_layout(legend=stack.legend(top))
     caption = Caption(
         name="loss",
         title="Training loss",
         sentence=loss_sentence(arms),
-        notes=tuple(n for n in (_averaged(longest, each), _caution(arms)) if n),
+        notes=tuple(n for n in (_averaged(longest, each, axis.log_x), _caution(arms)) if n),
         table=loss_table(arms),
         code=code,
         provenance=provenance_of(*arms.values()),
@@ -101,9 +101,11 @@ def _numbers(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
     return ds[[*names, *ends, *beside]].set_coords(beside).load()
 
 
-def _draw_single(fig: go.Figure, part: Strand, x: ClockName) -> None:
+def _draw_single(
+    fig: go.Figure, part: Strand, x: ClockName, log_x: np.ndarray | None
+) -> None:  # fmt: skip
     """The loss of single steps, faint behind its mean: what averaging hides is seen."""
-    drawn, kept = single_steps(part.values, "loss")
+    drawn, kept = single_steps(part.values, "loss", log_x=log_x)
     say_thinned(fig, kept)
     clock, y = clock_of(drawn, x), drawn.values
     line = Line(
@@ -113,8 +115,8 @@ def _draw_single(fig: go.Figure, part: Strand, x: ClockName) -> None:
     draw_line(fig, line, row=1, col=1)
 
 
-def _averaged(longest: xr.Dataset, each: int) -> str:
-    note = binned(longest, each=each).note
+def _averaged(longest: xr.Dataset, each: int, log_x: np.ndarray | None) -> str:
+    note = binned(longest, each=each, log_x=log_x).note
     return f"{note} Faint behind them: single steps." if note else ""
 
 
@@ -137,8 +139,8 @@ def loss_table(arms: Mapping[str, xr.Dataset]) -> Table:
     for arm, ds in arms.items():
         start, end = _ends(ds["loss"])
         least, most = (
-            float(pick(ds[f"loss_{end}" if f"loss_{end}" in ds else "loss"].values))
-            for end, pick in (("min", np.nanmin), ("max", np.nanmax))
+            float(getattr(ds[f"loss_{end}" if f"loss_{end}" in ds else "loss"], end)())
+            for end in ("min", "max")
         )
         steps = int(ds["rows"].sum()) if "rows" in ds.variables else ds.sizes["step"]
         rows.append((arm, steps, start, end, least, most))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from workbench.figures import Mark, balance, loss, probe_result
+from workbench.figures import Mark, balance, caption_of, loss, probe_result
+from workbench.figures.bins import binned
 from workbench.figures.clock import clock_of
 
 STEPS = np.arange(1, 2001)
@@ -62,3 +63,36 @@ def test_every_panel_of_a_figure_has_the_same_axis():
     many = xr.Dataset({"value": (("step", "task"), np.ones((2000, 9)))}, coords={"step": STEPS})
     shown = [a for a in probe_result(many).select_xaxes() if a.visible is not False]
     assert {a.type for a in shown} == {"log"}
+
+
+@pytest.mark.parametrize("x", ["step", "tokens"])
+def test_the_first_decades_of_a_long_run_are_drawn_step_by_step(x):
+    steps = np.arange(1, 50_001)
+    train = training(steps).assign(lr=("step", np.full(50_000, 1e-3)))
+    train["loss"][2] = 40.0
+    fig = loss(train, x=x)
+    mean = max((t for t in fig.data if t.yaxis == "y"), key=lambda t: t.line.width)
+    single = min((t for t in fig.data if t.yaxis == "y"), key=lambda t: t.line.width)
+    each = 1 if x == "step" else 64
+    for line in (mean, single):
+        assert {each * n for n in range(1, 20)} <= {int(v) for v in line.x}
+        assert max(line.y) == 40.0
+        assert len(line.x) <= 1202
+    # No stretch of the axis is bare: no gap is wider than a tenth of a decade.
+    assert np.diff(np.log10(np.asarray(mean.x, float)))[5:].max() < 0.1
+    note = caption_of(fig).notes[0]
+    assert note.startswith(f"50,000 steps are drawn as {len(mean.x)} points")
+
+
+def test_bins_of_a_logarithm_hold_every_sample_once():
+    y = xr.Dataset({"y": ("step", np.arange(10_000.0))}, coords={"step": np.arange(1, 10_001)})
+    short = binned(y, log_x=y["step"].values)
+    assert short.n.sum() == 10_000
+    assert len(short.n) <= 400
+    assert (short.first[1:] == short.last[:-1] + 1).all()
+    assert float((short.mean["y"] * short.n).sum()) == pytest.approx(float(y["y"].sum()))
+
+
+def test_a_loss_without_a_number_is_a_row_of_dashes():
+    table = caption_of(loss(training().assign(loss=("step", np.full(2000, np.nan))))).table
+    assert all(np.isnan(cell) for cell in table.rows[0][2:])
