@@ -33,12 +33,34 @@ def test_each_named_figure_says_its_name_and_shows_the_run_it_is_from(study, nam
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_code_that_a_figure_carries_makes_it_again(study, name):
     code = caption_of(draw(name, study)).code
+    again = made(code)
+    assert isinstance(again, go.Figure)
+    assert caption_of(again).sentence == caption_of(draw(name, study)).sentence
+
+
+def made(code):
     *lines, last = code.splitlines()
     space: dict[str, object] = {}
     exec("\n".join([*lines, f"fig = {last}"]), space)
-    again = space["fig"]
-    assert isinstance(again, go.Figure)
-    assert caption_of(again).sentence == caption_of(draw(name, study)).sentence
+    return space["fig"]
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name != "lead-lag"])
+def test_the_figure_that_the_code_makes_is_the_same_to_the_last_number(two_arm_run, name):
+    # With the probes' own number of draws: the code names none.
+    fig = draw(name, Study(wb.open_run(two_arm_run)), x="tokens")
+    again = made(caption_of(fig).code)
+    for one in (fig, again):
+        one.layout.meta["caption"]["code"] = ""
+    assert again.to_json() == fig.to_json()
+
+
+def test_a_colour_that_an_arm_has_only_among_others_stands_in_the_code(planted_run):
+    study = Study(wb.open_run(planted_run("colours")), n_boot=50)
+    study.colors = {"continue": "#123456", "curriculum": "#654321"}
+    for name, drawn in (("loss", "#123456"), ("load-distribution", "#654321")):
+        assert drawn in caption_of(draw(name, study)).code
+        assert drawn in made(caption_of(draw(name, study)).code).to_json()
 
 
 @pytest.mark.parametrize("name", ["loss", "router-load", "emergence"])
@@ -122,3 +144,11 @@ def test_a_figure_that_the_record_cannot_give_says_what_it_lacks(planted_run):
     with pytest.raises(RunNotFound, match=r"arms needs two arms with evaluations \(found main\)"):
         draw("arms", run)
     assert caption_of(draw("router-load", run)).name == "router-load"
+
+
+def test_a_name_of_ten_thousand_letters_is_cut_in_a_refusal(planted_run):
+    name = "code/" + "x" * 10_000
+    run = wb.open_run(planted_run("longnames", names={"code/add": name}))
+    with pytest.raises(RunNotFound) as refused:
+        draw("transplant", Study(run, n_boot=50))
+    assert len(str(refused.value)) < 500

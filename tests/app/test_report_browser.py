@@ -132,6 +132,13 @@ def test_the_keyboard_alone_reaches_the_tables_and_the_code(hostile):
     assert unfold.evaluate("details => details.open")
 
 
+def test_axe_finds_no_serious_violation_on_the_report(hostile):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    found = axe.Axe().run(hostile.page).response["violations"]
+    grave = [v["id"] for v in found if v["impact"] in ("serious", "critical")]
+    assert grave == []
+
+
 def test_a_single_figure_is_a_page_with_the_same_manners(browser, two_arm_run, tmp_path):
     path = tmp_path / "load.html"
     figure = draw("router-load", wb.open_run(two_arm_run))

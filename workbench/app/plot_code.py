@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from workbench.app.asked import Asked, arms_of
 from workbench.app.study import LONG_POINTS, Study, is_long
+from workbench.figures.template import arm_colors
 
 WHOLE = Asked()
 
@@ -45,6 +46,8 @@ def code(name: str, study: Study, arm: str = "", asked: Asked = WHOLE) -> str:
     x = f", x={asked.x!r}" if asked.x != "step" else ""
     marks = f"marks=marks{x}"
     clocked = "with_clocks({}, run.arm(arm))" if x else "{}"
+    # Without their origin the figure would stand without a foot, and without its arm's name.
+    clocked += ".assign_attrs(run=run.name, branch=arm)"
     skill, even, settled, moved = (
         clocked.format(made)
         for made in (
@@ -57,19 +60,23 @@ def code(name: str, study: Study, arm: str = "", asked: Asked = WHOLE) -> str:
     load = f"probes.expert_load(run.arm({arm!r}){part}{points}){layer}"
     if x:
         load = f"with_clocks({load}, run.arm({arm!r}))"
+    load += f".assign_attrs(run=run.name, branch={arm!r})"
+    alone = {"arms": [study.baseline, arm], "load-distribution": [arm]}
+    of = colors(study, alone.get(name, arms))
     lines = {
         "loss": [
             f"train = {{arm: {source}.{curves} {each}}}",
-            f"figures.loss(train, {marks})",
+            f"figures.loss(train, {marks}{of})",
         ],
         "emergence": [
             f"skills = {{arm: {skill} {each}}}",
             "onsets = {arm: probes.onsets(skill) for arm, skill in skills.items()}",
-            f"figures.emergence(skills, onsets, {marks})",
+            f"figures.emergence(skills, onsets, {marks}{of})",
         ],
         "arms": [
             f"a, b = run.arm({study.baseline!r}), run.arm({arm!r})",
-            "figures.arms(probes.arm_difference(a, b))",
+            "gap = probes.arm_difference(a, b).assign_attrs(run=run.name)",
+            f"figures.arms(gap{of})",
         ],
         "router-load": [
             f"load = {load}",
@@ -77,27 +84,33 @@ def code(name: str, study: Study, arm: str = "", asked: Asked = WHOLE) -> str:
         ],
         "load-distribution": [
             f"load = {load}",
-            f"figures.load_spread(load, {marks})",
+            f"figures.load_spread(load, {marks}{of})",
         ],
         "balance": [
             f"balance = {{arm: {even} {each}}}",
-            f"figures.balance(balance, {marks})",
+            f"figures.balance(balance, {marks}{of})",
         ],
         "saturation": [
             f"settled = {{arm: {settled} {each}}}",
-            f"figures.saturation(settled, {marks})",
+            f"figures.saturation(settled, {marks}{of})",
         ],
         "churn": [
             f"churn = {{arm: {moved} {each}}}",
-            f"figures.churn(churn, {marks})",
+            f"figures.churn(churn, {marks}{of})",
         ],
         "trajectory": [
             "from workbench.app.distances import routing_distances",
             f"apart = routing_distances({{arm: {source} {each}}})",
-            "figures.trajectory(apart)",
+            f"figures.trajectory(apart{of})",
         ],
     }[name]
     return program(study, lines)
+
+
+def colors(study: Study, drawn: Sequence[str]) -> str:
+    """The keyword that keeps the arms' colours; empty where the figure finds them by itself."""
+    wanted = {arm: study.colors[arm] for arm in drawn if arm in study.colors}
+    return "" if wanted == arm_colors(wanted) else f", colors={wanted!r}"
 
 
 def code_of_cause(name: str, study: Study) -> str:

@@ -25,6 +25,7 @@ from workbench.app.probe_plots import DRAWERS, draw_probe
 from workbench.app.study import Study, curves_of, load_of
 from workbench.errors import RunNotFound, UsageError
 from workbench.figures.clock import ClockName
+from workbench.figures.wording import plain
 from workbench.run import Run
 
 
@@ -202,8 +203,9 @@ def draw_cause(study: Study, name: str, x: ClockName = "step") -> go.Figure:
             f"{study.run.path}."
         )
     if name not in causes.found:
+        why = causes.missing.get(name, "not asked").rstrip(".")
         raise RunNotFound(
-            f"{name} of {causes.about.task}: {causes.missing.get(name, 'not asked').rstrip('.')}. "
+            f"{name} of {plain(causes.about.task)}: {why}. "
             f"`workbench report {study.run.path} --causes` computes it where it can be."
         )
     draw = figures.leads if name == "lead-lag" else figures.transplant

@@ -37,7 +37,7 @@ def to_fragment(fig: go.Figure, name: str) -> str:
     said = html.escape(caption_of(fig).sentence)
     height = bare(fig).layout.height
     return (
-        f'<div class="plot" id="{html.escape(name)}" role="img" aria-label="{said}" '
+        f'<div class="plot" id="{html.escape(name)}" role="figure" aria-label="{said}" '
         f'style="height:{height}px"></div>'
         f'<script type="application/json" class="plot-data" data-for="{html.escape(name)}">'
         f"{numbers}</script>"

@@ -62,6 +62,8 @@ def placed(distance_CC: np.ndarray) -> Placed:
     drawn = np.linalg.norm(points[:, None] - points, axis=-1)
     size = float((distance_CC**2).sum())
     stress = float(np.sqrt(((drawn - distance_CC) ** 2).sum() / size)) if size > 0 else 0.0
+    # What rounding leaves is no stress.
+    stress = stress if stress > 1e-9 else 0.0
     return Placed(points, (first, second), stress)
 
 

@@ -64,7 +64,7 @@ def result_notes(view: View, drawn: str, others: Sequence[str]) -> tuple[str, ..
     if view.chance_note:
         notes.append(f"Chance level: {view.chance_note}.")
     if others:
-        notes.append(f"The result also holds {listed(others, most=5, longest=32)}.")
+        notes.append(f"The result also holds {listed(sorted(others), most=5, longest=32)}.")
     # A map has no lines to be dotted.
     said = [n.replace(" (dotted)", "") for n in notes] if "colour:" in drawn else notes
     return tuple(note.replace("..", ".") for note in said if note)

@@ -147,19 +147,23 @@ def _dress(
 
 def saturation_sentence(arms: Mapping[str, xr.Dataset]) -> str:
     """How settled the routing is half-way, and in which layer most and least."""
-    told, layers = {}, []
-    step = 0
+    told, layers, steps = {}, [], []
     for arm, ds in arms.items():
-        half = ds["kappa"].isel(checkpoint=ds.sizes["checkpoint"] // 2)
-        step = int(half["checkpoint"]) if "checkpoint" in half.coords else 0
+        # Of the last checkpoint it is 1 by definition.
+        place = min(ds.sizes["checkpoint"] // 2, max(0, ds.sizes["checkpoint"] - 2))
+        half = ds["kappa"].isel(checkpoint=place)
+        steps.append(int(half["checkpoint"]) if "checkpoint" in half.coords else place)
         told[arm] = number(float(half.median("layer")))
-        if ds.sizes["layer"] > 1 and bool(half.notnull().any()):
+        if len(np.unique(half.values[np.isfinite(half.values)])) > 1:
             layers.append(
                 f"layer {int(half.idxmin('layer'))} least, {int(half.idxmax('layer'))} most"
             )
+    if max(ds.sizes["checkpoint"] for ds in arms.values()) < 2:
+        return "One checkpoint alone agrees with itself: when the routing settled is not known."
     each = f" ({per_arm(dict(zip(arms, layers, strict=True)))})" if len(layers) == len(arms) else ""
+    at = per_arm({arm: f"{step:,}" for arm, step in zip(arms, steps, strict=True)})
     return (
-        f"Half-way through the checkpoints, at step {step:,}, the routing of the median layer "
+        f"Half-way through the checkpoints, at step {at}, the routing of the median layer "
         f"agrees with its final routing to kappa {per_arm(told)}{each}."
     )
 

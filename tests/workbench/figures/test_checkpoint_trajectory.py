@@ -158,3 +158,11 @@ def test_something_else_is_refused_with_what_was_expected():
     holed["distance"][0, 1] = np.nan
     with pytest.raises(SchemaError, match="1 distances are no numbers"):
         trajectory(holed)
+
+
+def test_points_that_lie_in_a_plane_have_no_stress_at_all():
+    from workbench.figures.placing import placed
+
+    corners = np.array([[0.0, 3.0], [4.0, 0.1], [0.3, 0.7], [2.2, 1.9]])
+    apart = np.linalg.norm(corners[:, None] - corners, axis=-1)
+    assert placed((apart + apart.T) / 2).stress == 0

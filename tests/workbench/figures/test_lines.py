@@ -119,6 +119,16 @@ def test_saturation_has_a_panel_a_layer_with_bands_and_chance_at_zero():
     assert "Each arm is held against its own end." in told.notes
 
 
+def test_half_way_is_never_the_last_checkpoint_which_agrees_with_itself_by_definition():
+    assert "at step 0, " in caption_of(saturation(kappa(checkpoints=2))).sentence
+    alone = caption_of(saturation(kappa(checkpoints=1))).sentence
+    assert alone.startswith("One checkpoint alone agrees with itself")
+
+
+def test_no_layer_is_called_least_settled_where_all_are_alike():
+    assert "least" not in caption_of(saturation(kappa())).sentence
+
+
 def test_saturation_of_something_else_is_refused():
     with pytest.raises(SchemaError, match="expected kappa"):
         saturation(xr.Dataset({"overlap": ("checkpoint", [1.0])}))

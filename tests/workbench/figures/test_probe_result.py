@@ -126,7 +126,7 @@ def test_chance_may_stand_beside_the_values():
 def test_bounds_and_q_are_not_quantities_of_their_own():
     ds = result(2).assign(score_q=("task", [0.1, 0.2]), tokens=("task", [1, 2]), n_low=5)
     assert variables(ds) == ["score", "tokens", "n_low"]
-    assert "The result also holds tokens and n_low." in caption_of(probe_result(ds)).notes
+    assert "The result also holds n_low and tokens." in caption_of(probe_result(ds)).notes
 
 
 def test_checkpoints_out_of_order_are_put_in_order():
