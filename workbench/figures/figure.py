@@ -17,7 +17,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from workbench.figures.caption import Caption, attach
+from workbench.figures.caption import Caption, attach, caption_of
 from workbench.figures.template import MUTED, TEMPLATE
 from workbench.figures.thinning import note_of
 from workbench.figures.wording import label, wrapped
@@ -54,10 +54,38 @@ class Figure(go.Figure):
         super().write_html(*args, config={**(config or {}), **show_config()}, **kwargs)
 
     def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
-        return super()._repr_mimebundle_(*args, **{**kwargs, "config": show_config()})
+        bundle = super()._repr_mimebundle_(*args, **{**kwargs, "config": show_config()})
+        words = self._words_html()
+        return {"text/html": words, **bundle} if bundle and words else bundle
 
     def _ipython_display_(self) -> None:
-        self.show()
+        import plotly.io as pio
+
+        # This renderer alone leaves nothing for those who read no plotly: a notebook made into a
+        # web page would drop the figure without a word.
+        if pio.renderers.default != "plotly_mimetype" or not pio.renderers.render_on_display:
+            self.show()
+            return
+        from IPython.display import display
+
+        display(self._repr_mimebundle_(), raw=True)
+
+    def _words_html(self) -> str:
+        """Title, sentence and table where the drawing itself cannot be shown; "" without them."""
+        import html
+
+        from workbench.figures.page import table_html
+
+        if not (isinstance(self.layout.meta, Mapping) and "caption" in self.layout.meta):
+            return ""
+        caption = caption_of(self)
+        said = " ".join([caption.sentence, *caption.notes])
+        return (
+            f"<figure><figcaption><b>{html.escape(caption.title)}</b><br>{html.escape(said)}"
+            "<br><i>Drawn where plotly's figures are read; for a web page set "
+            "PLOTLY_RENDERER=plotly_mimetype+notebook before the notebook runs.</i></figcaption>"
+            f"{table_html(caption)}</figure>"
+        )
 
 
 def finish(fig: go.Figure, caption: Caption, *, height: int, top: int = 10) -> go.Figure:

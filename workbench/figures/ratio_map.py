@@ -18,6 +18,8 @@ from workbench.figures.template import MUTED, RATIO
 
 _TICKS = {-4: "1/16", -3: "⅛", -2: "¼", -1: "½", 0: "1", 1: "2", 2: "4", 3: "8", 4: "16"}
 _BAR_PX = 190
+_SHORTEST_PX = 118
+"""Of a bar with its title of two lines; beside a lower panel it reaches into the margin."""
 PALE = 0.3
 """Opacity of a cell whose interval holds 1."""
 
@@ -48,7 +50,9 @@ def octaves(ratio: np.ndarray) -> np.ndarray:
 
 def color_axis(title: str, reach: int, *, x: float = 1.01, height: int = _BAR_PX) -> dict[str, Any]:
     """The colour axis of a ratio map; `title` may hold plotly's line breaks."""
-    shown = range(-reach, reach + 1)
+    long = min(max(height, _SHORTEST_PX), _BAR_PX)
+    # A short bar has room for its ends and its middle.
+    shown = range(-reach, reach + 1) if long >= 26 * (2 * reach + 3) else (-reach, 0, reach)
     text = [_TICKS[t] for t in shown]
     text[0], text[-1] = "≤ " + text[0], "≥ " + text[-1]
     return {
@@ -56,7 +60,7 @@ def color_axis(title: str, reach: int, *, x: float = 1.01, height: int = _BAR_PX
         "colorbar": {
             "title": {"text": f"{title}<br>&nbsp;", "font": {"size": 11}},
             "tickvals": list(shown), "ticktext": text, "tickfont": {"size": 11, "color": MUTED},
-            "thickness": 12, "lenmode": "pixels", "len": min(height, _BAR_PX), "y": 1,
+            "thickness": 12, "lenmode": "pixels", "len": long, "y": 1,
             "yanchor": "top", "x": x, "outlinewidth": 0, "ticks": "outside", "ticklen": 3,
         },
     }  # fmt: skip

@@ -157,3 +157,11 @@ def test_another_dataset_is_refused_by_what_it_holds():
         domains(taken() * 100)
     with pytest.raises(UsageError, match="hold no number"):
         domains(taken() * np.nan)
+
+
+@pytest.mark.parametrize("names", [["prose"], ["code/add", "prose"], NAMES * 1])
+def test_the_colour_bar_beside_a_low_panel_has_room_for_its_ticks(names):
+    bar = domains(taken(names, layers=1)).layout.coloraxis.colorbar
+    title_px = 50
+    assert (bar.len - title_px) / max(1, len(bar.tickvals) - 1) >= 14
+    assert bar.tickvals[0] == -bar.tickvals[-1]

@@ -40,6 +40,28 @@ def test_a_notebook_gets_the_figure_with_the_safe_configuration(make_load, monke
     assert '"showSendToCloud": false' in bundle["text/html"]
 
 
+def test_a_notebook_that_shows_no_plotly_still_has_the_words_and_the_numbers(
+    make_load, monkeypatch
+):
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
+    load = make_load().assign_attrs(branch=EVIL)
+    bundle = expert_load(load)._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "text/html"}
+    assert "2 layers of 4 experts." in bundle["text/html"]
+    assert "busiest expert" in bundle["text/html"]
+    assert "<script" not in bundle["text/html"]
+
+
+def test_what_is_displayed_is_that_bundle(make_load, monkeypatch):
+    shown = []
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
+    monkeypatch.setattr("IPython.display.display", lambda *a, **k: shown.append((*a, k)))
+    expert_load(make_load())._ipython_display_()
+    [(bundle, how)] = shown
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "text/html"}
+    assert how == {"raw": True}
+
+
 def test_the_figure_stays_safe_when_it_is_changed_or_pickled(make_load):
     fig = expert_load(make_load()).update_layout(width=500)
     again = pickle.loads(pickle.dumps(fig))
