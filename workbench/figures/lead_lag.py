@@ -184,7 +184,9 @@ def leads_sentence(found: xr.Dataset) -> str:
     if not known:
         return f"When signals moved around {when} could not be told for any of them."
     before, after, unclear = _sides(found)
-    head = f"{len(before) or 'None'} of {many(known, 'signal')} moved before {when}"
+    # None found is not none there.
+    found_none = f"None of {many(known, 'signal')} is shown to have moved before {when}"
+    head = f"{len(before)} of {many(known, 'signal')} moved before {when}" if before else found_none
     names = _names(found)
     told = [f"{names[i]} by {_steps(lead[i])} [{_ends(found, i)}]" for i in before]
     said = f"{head}: {listed(told, most=3, longest=120)}." if told else f"{head}."

@@ -28,6 +28,7 @@ from workbench.figures.figure import finish
 from workbench.figures.layer_grid import Grid, columns_for
 from workbench.figures.marks import Mark, draw_marks
 from workbench.figures.panels import LEGEND_PX
+from workbench.figures.router_load import highest_step
 from workbench.figures.template import DEAD, MUTED, arm_colors
 from workbench.figures.wording import many, number, plain
 
@@ -116,7 +117,9 @@ def load_spread(
         name="load-distribution",
         title=_title(load),
         sentence=distribution_sentence(load),
-        notes=_notes(ratio, short.note),
+        notes=_notes(
+            ratio, " ".join([short.note, highest_step(load)]).strip() if short.note else ""
+        ),
         table=distribution_table(load),
         code=code,
         provenance=provenance_of(load),

@@ -83,7 +83,7 @@ def expert_load(
             name="router-load",
             title=_title(load),
             sentence=load_sentence(load),
-            notes=_notes(ratio, short),
+            notes=_notes(load, ratio, short),
             table=load_table(load),
             code=code,
             provenance=provenance_of(load),
@@ -304,8 +304,27 @@ def load_table(load: xr.DataArray) -> Table:
     )
 
 
-def _notes(ratio: xr.DataArray, short: Binned) -> tuple[str, ...]:
-    notes = [short.note]
+def highest_step(load: xr.DataArray) -> str:
+    """What averaging into bins hides: the highest load of a single step, in words.
+
+    Of an overview, whose rows are means already, nothing is known of single steps.
+    """
+    if "rows" in load.coords or not bool(load.notnull().any()):
+        return ""
+    step, layer, expert = np.unravel_index(
+        int(np.nanargmax(load.transpose("step", "layer", "expert").values)),
+        [load.sizes[d] for d in ("step", "layer", "expert")],
+    )
+    at = load.isel(step=int(step), layer=int(layer), expert=int(expert))
+    return (
+        f"The highest load of a single step is {number(float(at) * load.sizes['expert'])} times "
+        f"the fair share: expert {int(at['expert'])} of layer {int(at['layer'])}, step "
+        f"{int(at['step']):,}."
+    )
+
+
+def _notes(load: xr.DataArray, ratio: xr.DataArray, short: Binned) -> tuple[str, ...]:
+    notes = [short.note, highest_step(load) if short.note else ""]
     if bool((ratio == 0).any()):
         notes.append("Yellow: no token at all.")
     return tuple(n for n in notes if n)

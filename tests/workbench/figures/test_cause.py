@@ -115,12 +115,12 @@ def test_the_words_name_what_moved_before_and_claim_no_cause():
         "1 signal moved after it. Moving before is not causing."
     )
     nothing = caption_of(leads(moved([40], [0.5]))).sentence
-    assert nothing.startswith("None of 1 signal moved before the onset")
+    assert nothing.startswith("None of 1 signal is shown to have moved before the onset")
 
 
 def test_a_move_that_may_be_on_either_side_leads_nothing():
     said = caption_of(leads(moved([10], [0.01]))).sentence
-    assert said.startswith("None of 1 signal moved before")
+    assert said.startswith("None of 1 signal is shown to have moved before")
     assert "1 signal moved around it, on which side cannot be told." in said
     # The probe's own verdict goes first.
     called = moved([40], [0.01]).assign(leads=("signal", [False]), lags=("signal", [False]))

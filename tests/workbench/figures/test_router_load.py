@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from workbench.errors import SchemaError, UsageError
-from workbench.figures import Mark, caption_of, expert_load
+from workbench.figures import Mark, caption_of, expert_load, load_spread
 from workbench.figures.template import DEAD
 
 
@@ -132,3 +132,18 @@ def test_a_layer_that_saw_no_token_is_blank_and_not_dead(make_load):
     assert np.isnan(np.asarray(heats(fig)[1].z)).all()
     assert len(heats(fig)) == 2
     assert caption_of(fig).table.rows[1] == (1, None, None, None, None, None)
+
+
+def test_a_collapse_of_one_step_in_thousands_is_told_though_its_bin_hides_it(make_load):
+    def collapse(counts):
+        counts[1234, 1] = 0
+        counts[1234, 1, 3] = 100
+
+    load = make_load(steps=4000, change=collapse)
+    said = "The highest load of a single step is 4 times the fair share: expert 3 of layer 1, step"
+    for fig in (expert_load(load), load_spread(load)):
+        assert any(f"{said} 1,235." in note for note in caption_of(fig).notes)
+    # What comes from an overview knows of no single step.
+    rows = load.assign_coords(rows=("step", np.full(4000, 5)))
+    assert not any("single step" in note for note in caption_of(expert_load(rows)).notes)
+    assert not any("single step" in n for n in caption_of(expert_load(make_load())).notes)
