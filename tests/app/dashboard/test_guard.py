@@ -110,3 +110,9 @@ def test_an_answer_is_compressed_for_whoever_takes_that():
     assert answer.headers["content-encoding"] == "gzip"
     assert int(answer.headers["content-length"]) == len(answer.body) < len(BODY) / 10
     assert gzip.decompress(answer.body) == BODY
+
+
+def test_an_address_of_a_thousand_names_is_refused_like_any_without_the_token():
+    guard = Guard(page, host="0.0.0.0", token=TOKEN)
+    assert Answer(guard, "/?" + "a=1&" * 1000).status == 401
+    assert Answer(guard, "/?" + "a=1&" * 1000 + f"token={TOKEN}").status == 401

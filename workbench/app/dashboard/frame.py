@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import html as markup
+import logging
 from collections import OrderedDict
 from dataclasses import replace
 from itertools import count as numbers
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from werkzeug.exceptions import HTTPException
 
 from workbench.app.dashboard.aria import aria
 from workbench.app.dashboard.controls import READ, SETTINGS, controls, link, settings
@@ -34,7 +36,17 @@ from workbench.app.dashboard.pages import (
     overview,
     tokens,
 )
-from workbench.app.dashboard.panel import Facts, Panel, Shown, changes, facts, look, show, table
+from workbench.app.dashboard.panel import (
+    Facts,
+    Panel,
+    Shown,
+    changes,
+    facts,
+    failure,
+    look,
+    show,
+    table,
+)
 from workbench.app.dashboard.view import PAGES, View
 from workbench.figures.wording import plain
 
@@ -45,6 +57,8 @@ _PAGES: dict[str, ModuleType] = {
     "overview": overview, "layers": layers, "tokens": tokens, "compare": compare,
     "emergence": emergence, "checkpoints": checkpoints, "health": health,
 }  # fmt: skip
+
+_UNREADABLE = "The run cannot be read now. This page comes back by itself when it can be."
 
 _INDEX = """<!DOCTYPE html>
 <html lang="en">
@@ -88,11 +102,20 @@ def make_app(live: LiveRun, prefix: str = "/") -> Dash:
         requests_pathname_prefix=prefix, routes_pathname_prefix="/",
     )  # fmt: skip
     app.layout = _layout(live)
+    app.server.register_error_handler(Exception, _refuse)
     sent = Sent()
     _show_the_address(app, live, sent)
     _write_the_address(app)
     _follow_the_run(app, live, sent)
     return app
+
+
+def _refuse(error: Exception) -> Any:
+    """One line for a request that no page of ours makes, and one in the log."""
+    if isinstance(error, HTTPException):
+        return error
+    logging.getLogger(__name__).warning("a request was refused: %s", failure(error))
+    return "This request cannot be answered.\n", 400, {"Content-Type": "text/plain"}
 
 
 def warm(live: LiveRun) -> None:
@@ -155,14 +178,29 @@ def _show_the_address(app: Dash, live: LiveRun, sent: Sent) -> None:
     def show_the_address(search: str | None, *values: Any) -> tuple[Any, ...]:
         there = dict(zip(READ, values, strict=True))
         with live.lock:
-            moment = live.moment(View.from_query(search))
-            panels, found = _panels(moment), moment.health
-            shown = [look(panel, _follow(moment)) for panel in panels]
-            return (
-                _body(moment, panels, shown), _navigation(moment.view),
-                _told(search, moment, found, sent.keep(shown)), *_line(moment, found),
-                *settings(moment, there),
-            )  # fmt: skip
+            try:
+                return _whole(live, sent, search, there)
+            except Exception as error:  # the run was deleted, or is damaged
+                said = html.P(_UNREADABLE, className="missing")
+                # Nothing was sent: as soon as the run can be read, a tick brings the page.
+                told = {"search": search or "", "pulse": "", "sent": ""}
+                left = [no_update] * len(SETTINGS)
+                return (
+                    [said], _navigation(View.from_query(search)), told, *_failed(error), *left
+                )  # fmt: skip
+
+
+def _whole(
+    live: LiveRun, sent: Sent, search: str | None, there: dict[tuple[str, str], Any]
+) -> tuple[Any, ...]:
+    moment = live.moment(View.from_query(search))
+    panels, found = _panels(moment), moment.health
+    shown = [look(panel, _follow(moment)) for panel in panels]
+    return (
+        _body(moment, panels, shown), _navigation(moment.view),
+        _told(search, moment, found, sent.keep(shown)), *_line(moment, found),
+        *settings(moment, there),
+    )  # fmt: skip
 
 
 def _write_the_address(app: Dash) -> None:
@@ -193,13 +231,15 @@ def _follow_the_run(app: Dash, live: LiveRun, sent: Sent) -> None:
     ) -> tuple[Any, ...]:  # fmt: skip
         nothing = [[no_update] * len(ids) for ids in (charts, words, tables)]
         with live.lock:
-            moment = live.moment(View.from_query(search))
-            found = moment.health
-            line = _line(moment, found)
+            try:
+                moment = live.moment(View.from_query(search))
+                found = moment.health
+                line, panels = _line(moment, found), _panels(moment)
+            except Exception as error:  # what was shown stays, under a line that says so
+                return (*nothing, no_update, no_update, *_failed(error), no_update, no_update)
             news = told is not None and told["pulse"] != moment.pulse(found)
             if told is None or told["search"] != (search or "") or not news:
                 return (*nothing, no_update, no_update, *line, no_update, no_update)
-            panels = _panels(moment)
             new = [look(panel, _follow(moment)) for panel in panels]
             old = sent.get(told["sent"])
             said = _told(search, moment, found, sent.keep(new))
@@ -259,6 +299,11 @@ def _told(search: str | None, moment: Moment, found: Health, word: str) -> dict[
 def _follow(moment: Moment) -> str:
     """What a reader's zoom into a chart is tied to."""
     return moment.view.query
+
+
+def _failed(error: Exception) -> tuple[str, str, str]:
+    """The line under the name of a run that cannot be read."""
+    return "unreadable", "state unreadable", failure(error)
 
 
 def _line(moment: Moment, found: Health) -> tuple[str, str, str]:

@@ -60,6 +60,14 @@ def host_name(header: str) -> str:
     return found["name"].strip("[]") if found else ""
 
 
+def _query(environ: Environ) -> dict[str, str]:
+    """What the address says; nothing where it says more than any of ours would."""
+    try:
+        return dict(parse_qsl(environ.get("QUERY_STRING", ""), max_num_fields=64))
+    except ValueError:
+        return {}
+
+
 class Guard:
     """The application, guarded.
 
@@ -96,7 +104,7 @@ class Guard:
                 "This dashboard answers on this machine only, as localhost or 127.0.0.1.",
             )  # fmt: skip
         if self._token:
-            said = dict(parse_qsl(environ.get("QUERY_STRING", ""), max_num_fields=64))
+            said = _query(environ)
             if self._is_token(said.get("token", "")):
                 return self._let_in(environ, start, said)
             if not self._is_token(self._from_cookie(environ)):

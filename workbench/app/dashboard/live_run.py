@@ -26,6 +26,7 @@ import probes
 from checkpoints_index.window import Interval
 from workbench.app.dashboard.health import Health, health
 from workbench.app.dashboard.holder import holder_of
+from workbench.app.dashboard.later import Later
 from workbench.app.dashboard.live_record import LiveRecord
 from workbench.app.dashboard.view import View
 from workbench.app.study import Study
@@ -71,6 +72,7 @@ class LiveRun:
         self._computed: dict[str, tuple[Any, Any]] = {}
         self._moments: OrderedDict[View, Moment] = OrderedDict()
         self.vital: tuple[Any, ...] = ()
+        self.later = Later()
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -100,6 +102,10 @@ class LiveRun:
         by a few small files.
         """
         store, folder = self.run.store, self.run.path
+        is_here = "://" not in str(folder)
+        # Of a folder that went an open store tells the same as of one that is still empty.
+        if is_here and not (folder / "store" if store is not None else folder).is_dir():
+            raise RunNotFound(f"{folder} was moved or deleted.")
         if store is None:
             # It may begin at any time.
             return (object(),)
@@ -107,7 +113,7 @@ class LiveRun:
         waiting = store.location.journal_folder
         files = [*waiting.glob("*.log"), folder / "run.json"]
         stamps = {str(f): (s.st_mtime_ns, s.st_size) for f in files if (s := _stat(f))}
-        saved = {} if "://" in str(folder) else dict(self.run.index.files())
+        saved = dict(self.run.index.files()) if is_here else {}
         return (sorted(tips.items()), sorted(stamps.items()), sorted(saved.items()))
 
     def _new_moment(self, view: View) -> Moment:
@@ -198,7 +204,9 @@ class Moment:
         """
         # Seconds pass without news, and only the page about them is to show each.
         why = found.why if self.view.page == "health" else re.sub("[0-9]+", "", found.why)
-        seen = hashlib.blake2b(repr(self.live.vital).encode(), digest_size=8)
+        seen = hashlib.blake2b(
+            repr((self.live.vital, self.live.later.done)).encode(), digest_size=8
+        )
         return f"{seen.hexdigest()} {why}"
 
     @property
@@ -292,16 +300,17 @@ class Moment:
         """As it is at this second: who writes, and how long ago a step came."""
         return health(self.run, self.now, self.curves)
 
-    @cached_property
-    def study(self) -> Study:
-        """The study of what was evaluated, up to the newest checkpoint."""
-        return Study(self.run, n_boot=N_BOOT)
+    def evaluated(self) -> Evaluated:
+        """What evaluations tell, computed beside the pages, again when one was added.
 
-    def evaluated(self, name: str, compute: Callable[[Study], T]) -> T:
-        """Something about evaluations, computed again when one was added."""
+        Raises:
+            Computing: it is not there yet.
+        """
         states = {arm: self.state_of(arm) for arm in self.arms}
-        done = {a: s.end("evaluations", "checkpoint") for a, s in states.items() if s is not None}
-        return self.live.once(name, (tuple(self.arms), done), lambda: compute(self.study))
+        done = [(a, s.end("evaluations", "checkpoint")) for a, s in states.items() if s is not None]
+        path, arm = self.live.run.path, self.run.branch
+        key = (tuple(self.arms), tuple(done))
+        return self.live.later.get("evaluated", key, lambda: _evaluated(path, arm))
 
     def _record(self, arm: str, group: str, variables: tuple[str, ...], points: int) -> LiveRecord:
         run = self.run if arm == self.run.branch else self.live.arm(arm)
@@ -329,6 +338,23 @@ class Moment:
         steps = found["step"].values
         told = {n: np.interp(steps, train["last_step"].values, v) for n, v in ends.items()}
         return found.assign_coords({n: ("step", v) for n, v in told.items()})
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a study measures of evaluations, by arm."""
+
+    skills: dict[str, xr.Dataset]
+    onsets: dict[str, Any]
+    differences: dict[str, xr.Dataset]
+    missing: dict[str, str]
+    """What could not be measured, and why."""
+
+
+def _evaluated(path: Path, arm: str) -> Evaluated:
+    # A run of its own: the pages refresh theirs meanwhile.
+    study = Study(open_run(path).arm(arm), n_boot=N_BOOT)
+    return Evaluated(study.skills, study.onsets, study.differences, study.missing)
 
 
 def _stat(file: Path) -> os.stat_result | None:

@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 from dash import Patch, dcc, html
 
 from workbench.app.dashboard.aria import aria
+from workbench.app.dashboard.linear_axis import linear
 from workbench.errors import RunNotFound, SchemaError, UsageError
 from workbench.figures.caption import Table, caption_of
 from workbench.figures.figure import bare, show_config
@@ -105,11 +106,25 @@ def look(panel: Panel, follow: str) -> Shown:
         return Shown(panel.text)
     except (RunNotFound, UsageError, SchemaError) as error:
         return Shown(plain(str(error), 600), missing=True)
+    except Exception as error:  # one panel that fails leaves the others of its page
+        return Shown(f"This could not be drawn: {failure(error)}", missing=True)
+
+
+def failure(error: Exception) -> str:
+    """An error in a line, for somebody who may have to tell it to somebody else.
+
+    Example:
+        >>> failure(ValueError("no such chunk"))
+        'ValueError: no such chunk'
+    """
+    words = " ".join(plain(str(error), 600).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def drawing(figure: go.Figure, follow: str) -> dict[str, Any]:
     """The figure without its frame, as plain JSON."""
     inner = bare(figure)
+    linear(inner)
     inner.update_layout(
         uirevision=follow, autosize=True, margin_r=max(24, inner.layout.margin.r or 0)
     )

@@ -10,9 +10,11 @@ is asked for; without one given, one is made and printed once, in the address to
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from workbench.app.dashboard.live_run import LiveRun
 
 THREADS = 8
+MOST_BODY = 1_000_000
+"""Bytes of a request: what a browser asks takes a few thousand."""
+LAST_READ_S = 3.0
+"""Seconds that a read which is under way is given when the server ends."""
+INTERRUPTED = 130
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
 _PREFIX = re.compile(r"/([A-Za-z0-9_.~@%:-]+/)*")
 
@@ -46,6 +53,7 @@ def serve(
         say: is told the address, once.
 
     Raises:
+        KeyboardInterrupt: when it was interrupted.
         UsageError: the packages are missing, the port is taken, the token is too short.
         RunNotFound: no run there.
     """
@@ -63,20 +71,38 @@ def serve(
     port = listening.getsockname()[1]
     try:
         guarded = application(live, host=host, port=port, token=token, prefix=prefix)
-        server: Any = create_server(guarded, sockets=[listening], threads=THREADS, ident=None)
+        server: Any = create_server(
+            guarded, sockets=[listening], threads=THREADS, ident=None,
+            max_request_body_size=MOST_BODY,
+        )  # fmt: skip
     except BaseException:
         listening.close()
         raise
     shown = f"[{host}]" if ":" in host else host
     asked = f"?token={token}" if token else ""
-    say(f"http://{shown}:{port}/{asked}")
     try:
+        say(f"http://{shown}:{port}/{asked}")
         server.run()
     finally:
         server.close()
+        _end(live)
+    # An interruption it takes for itself, and returns.
+    raise KeyboardInterrupt
+
+
+def _end(live: LiveRun) -> None:
+    """Lets what reads the store finish, and nothing begin: the store's own threads abort the
+    process if Python ends under them. What takes longer is cut off, as nothing is being written.
+    """
+    quiet = live.lock.acquire(timeout=LAST_READ_S) and live.later.wait(LAST_READ_S)
+    if not quiet:
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not host:
+        raise UsageError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 all addresses.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -16,7 +16,6 @@ import plotly.graph_objects as go
 from workbench import figures
 from workbench.app.dashboard.live_run import Moment
 from workbench.app.dashboard.panel import Chart, Panel, Words
-from workbench.app.study import Study
 from workbench.errors import RunNotFound
 from workbench.figures.wording import plain
 
@@ -68,16 +67,14 @@ def _each(moment: Moment, measure: Callable[[str], T]) -> dict[str, T]:
 
 
 def _gain(moment: Moment, arm: str) -> go.Figure:
-    def differences(study: Study) -> tuple[dict[str, object], dict[str, str]]:
-        return dict(study.differences), dict(study.missing)
-
-    found, missing = moment.evaluated("differences", differences)
+    told = moment.evaluated()
+    found, missing = told.differences, told.missing
     if arm not in found:
         why = next((w for n, w in missing.items() if n == f"difference of {arm}"), "")
         raise RunNotFound(why or f"{arm!r} and the baseline were not both evaluated.")
     gap = found[arm]
-    steps = gap["checkpoint"].values  # type: ignore[index]
+    steps = gap["checkpoint"].values
     shown = steps[(steps > moment.view.start) & (steps <= moment.stop)]
     if not np.size(shown):
         raise RunNotFound("no checkpoint in these steps was evaluated in both arms.")
-    return figures.arms(gap, checkpoint=int(shown[-1]), colors=moment.colors)  # type: ignore[arg-type]
+    return figures.arms(gap, checkpoint=int(shown[-1]), colors=moment.colors)

@@ -3,20 +3,17 @@
 Needs   a Moment.
 Yields  `panels`.
 
-Nothing is computed here that would take longer than a page may: capabilities are scored from what
-was evaluated, and what needs models is shown where it is kept.
+Capabilities are scored from what was evaluated, beside the page, which says so meanwhile. What
+needs models is shown where it is kept.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import plotly.graph_objects as go
 
 from workbench import figures
 from workbench.app.dashboard.live_run import Moment
 from workbench.app.dashboard.panel import Chart, Listing, Panel
-from workbench.app.study import Study
 from workbench.errors import RunNotFound
 from workbench.figures.caption import Table
 from workbench.figures.clock import clock_of
@@ -37,10 +34,8 @@ def panels(moment: Moment) -> list[Panel]:
 
 
 def _emergence(moment: Moment) -> go.Figure:
-    def skills(study: Study) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-        return dict(study.skills), dict(study.onsets), dict(study.missing)
-
-    found, onsets, missing = moment.evaluated("skills", skills)
+    told = moment.evaluated()
+    found, onsets, missing = told.skills, told.onsets, told.missing
     if not found:
         why = next((w for n, w in missing.items() if n.startswith("capabilities")), "")
         raise RunNotFound(why or "nothing was evaluated yet.")

@@ -1,0 +1,83 @@
+"""Later: what takes longer than a page may, computed beside the pages that wait for it.
+
+Needs   a name, what the result depends on, and how it is computed.
+Yields  Later: `get`, the result or Computing; it never waits.
+
+One thread computes one thing at a time, so a live page costs a training on the same machine a core
+at most. A result is kept until what it depends on changes, and shown until the next one is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+from workbench.errors import RunNotFound
+
+T = TypeVar("T")
+
+
+class Computing(RunNotFound):
+    """It is being computed, and will be there at a later look."""
+
+
+class Later:
+    """Results that are computed in the background.
+
+    Example:
+        >>> later = Later()
+        >>> try:
+        ...     later.get("sum", 3, lambda: 1 + 2)
+        ... except Computing:
+        ...     later.wait()
+        >>> later.get("sum", 3, lambda: 1 + 2)
+        3
+    """
+
+    def __init__(self) -> None:
+        self.done = 0
+        """How many results have come: it changes when a page has something new to show."""
+        self._kept: dict[str, tuple[Hashable, Any, Exception | None]] = {}
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def get(self, name: str, depends_on: Hashable, compute: Callable[[], T]) -> T:
+        """The result, perhaps of an earlier state while that of this one is computed.
+
+        Args:
+            compute: runs in another thread: it may share nothing with a page that does not bear it.
+
+        Raises:
+            Computing: there is none yet.
+            Exception: what `compute` raised for this state.
+        """
+        with self._lock:
+            kept = self._kept.get(name)
+            is_new = kept is None or kept[0] != depends_on
+            if is_new and not (self._thread and self._thread.is_alive()):
+                self._thread = threading.Thread(
+                    target=self._run, args=(name, depends_on, compute), name=name, daemon=True
+                )
+                self._thread.start()
+        if kept is None or (is_new and kept[2] is not None):
+            raise Computing("computing; this page shows it as soon as it is there.")
+        if kept[2] is not None:
+            raise kept[2]
+        return kept[1]
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until nothing is being computed; whether that came within the time."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+        return thread is None or not thread.is_alive()
+
+    def _run(self, name: str, depends_on: Hashable, compute: Callable[[], Any]) -> None:
+        try:
+            found, error = compute(), None
+        except Exception as raised:
+            found, error = None, raised
+        with self._lock:
+            self._kept[name] = (depends_on, found, error)
+            self.done += 1
