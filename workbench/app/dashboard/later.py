@@ -30,7 +30,7 @@ class Later:
         >>> try:
         ...     later.get("sum", 3, lambda: 1 + 2)
         ... except Computing:
-        ...     later.wait()
+        ...     _ = later.wait()
         >>> later.get("sum", 3, lambda: 1 + 2)
         3
     """
