@@ -72,7 +72,11 @@ def branch_picture(run: Run, stretch: tuple[int, int] | None = None) -> str:
         parts += [_tick(x(step), y[line.name]) for step in line.saved]
     words = safe("; ".join(_in_words(line) for line in lines), longest=1000)
     more = len(run.branches) - len(lines)
-    rest = f'<div class="wb-soft">and {more} more branches</div>' if more else ""
+    rest = (
+        f'<div class="wb-soft">and {more} more {"branch" if more == 1 else "branches"}</div>'
+        if more
+        else ""
+    )
     return (
         f'<svg class="wb-picture" role="img" aria-label="{words}" width="{_WIDTH}" '
         f'height="{height}" viewBox="0 0 {_WIDTH} {height}" font-size="12" '

@@ -103,11 +103,11 @@ def _bytes(count: float) -> str:
     """Bytes, three digits.
 
     Example:
-        >>> _bytes(900), _bytes(10801148)
-        ('900 B', '10.3 MiB')
+        >>> _bytes(900), _bytes(1010), _bytes(10801148)
+        ('900 B', '1,010 B', '10.3 MiB')
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
-            return f"{count:.3g} {unit}"
+            return f"{count:,.0f} {unit}" if count >= 100 else f"{count:.3g} {unit}"
         count /= 1024
-    return f"{count:,.3g} TiB"
+    return f"{count:,.0f} TiB" if count >= 100 else f"{count:.3g} TiB"
