@@ -123,9 +123,13 @@ class Run:
 
     @property
     def phases(self) -> list[dict[str, Any]]:
-        """Phases of the schedule, each with name, start and stop (steps)."""
-        phases = self.attrs.get("phases")
-        return [dict(phase) for phase in phases] if isinstance(phases, list) else []
+        """Phases of the schedule, each with name, start and stop (steps). What a run.json that was
+        edited by hand calls a phase and is none is left out.
+        """
+        said = self.attrs.get("phases")
+        phases = [dict(one) for one in said if isinstance(one, dict)] if type(said) is list else []
+        starts = ((one, one.get("start", 0)) for one in phases)
+        return [one for one, start in starts if type(start) is int and 0 <= start < 2**53]
 
     @property
     def branches(self) -> list[str]:

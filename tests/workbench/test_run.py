@@ -18,6 +18,7 @@ from checkpoints_index.errors import CheckpointIncomplete, CheckpointNotFound, C
 from checkpoints_index.index import CheckpointIndex
 from checkpoints_index.record import CheckpointRecord
 from workbench.errors import RunNotFound
+from workbench.run import Run
 from workbench.store.layout import Layout, ProbeTokens, Task
 from workbench.store.run_store import RunStore
 from workbench.store.schema import Variable
@@ -412,3 +413,11 @@ def test_the_end_of_a_run_is_that_of_its_clock(demo):
     for arm in run.branches:
         seen = run.arm(arm)
         assert (seen.step_count, seen.last_step) == (len(seen.clock), int(seen.clock.step[-1]))
+
+
+def test_what_is_no_phase_in_a_run_json_that_was_edited_is_left_out(tmp_path):
+    good = {"name": "final", "start": 5, "stop": 9}
+    odd = [3, None, {"start": "x"}, {"start": 1e400}, {"start": -1}, {"start": 10**400}, good]
+    (tmp_path / "run.json").write_text(json.dumps({"phases": odd}))
+    run = Run(tmp_path)
+    assert run.phases == [good]
