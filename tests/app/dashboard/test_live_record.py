@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from workbench.app.dashboard.growing_bins import GrowingBins
 from workbench.app.dashboard.live_record import LiveRecord
+from workbench.app.dashboard.pages import tokens as tokens_page
 from workbench.errors import RunNotFound
 from workbench.store.layout import Layout
 from workbench.store.run_store import RunStore
@@ -234,3 +237,31 @@ def one_each(values, first, stop):
         coords={**ends, "rows": ("bin", np.ones(len(step), int))},
         attrs={"rows_a_bin": 1},
     )
+
+
+def test_as_many_traces_of_another_life_are_counted_anew():
+    def traces(expert):
+        ids = np.full((4, 1, 1), expert, "int16")
+        columns = {name: ("trace", np.arange(4)) for name in ("token", "document", "position")}
+        steps = {"step": ("trace", np.arange(4))}
+        return xr.Dataset({"expert_ids": (("trace", "layer", "k"), ids), **columns}, coords=steps)
+
+    kept = {}
+
+    def once(what, key, make):
+        return kept.setdefault((what, key), make())
+
+    found = []
+    for expert in (0, 1, 0):
+        moment = SimpleNamespace(
+            run=SimpleNamespace(branch="main", name="mine"), live=SimpleNamespace(once=once),
+            view=SimpleNamespace(layer=0, expert=0, start=0, stop=None), sizes=(1, 2),
+            window=SimpleNamespace(traces=traces(expert)),
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokens_page, "_about", lambda found, moment: found)
+            patch.setattr(tokens_page, "traced_vocabulary",
+                          lambda traces, **_: int(traces["expert_ids"][0, 0, 0]))  # fmt: skip
+            found.append(tokens_page._traced(moment))
+    assert found == [0, 1, 0]
+    assert len(kept) == 2

@@ -57,7 +57,10 @@ def _words(moment: Moment, found: xr.Dataset) -> go.Figure:
 def _traced(moment: Moment) -> xr.Dataset:
     view = moment.view
     traces = moment.window.traces
-    key = (moment.run.branch, view.layer, view.start, view.stop, traces.sizes["trace"])
+    # After a rollback as many may be there again: the last of them say whether they are the same.
+    last = traces.isel(trace=slice(-8, None))
+    same = tuple(last[name].values.tobytes() for name in ("step", "token", "expert_ids"))
+    key = (moment.run.branch, view.layer, view.start, view.stop, traces.sizes["trace"], same)
     found = moment.live.once(
         "traced", key,
         lambda: traced_vocabulary(traces, layer=view.layer, experts=moment.sizes[1]),
