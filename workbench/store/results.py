@@ -324,19 +324,25 @@ def _noted(named: Mapping[str, Any], computed: object) -> xr.Dataset:
         )
     # Whatever is lazy is read here, where nobody waits for the lock.
     whole = _storable(computed.load(), named["probe"])
-    return whole.assign_attrs({**named, "provenance": json.dumps(provenance(), sort_keys=True)})
+    # Its size is noted: to list hundreds of results is to read a note each, and no array.
+    note = {**provenance(), "nbytes": sum(v.nbytes for v in whole.variables.values())}
+    return whole.assign_attrs({**named, "provenance": json.dumps(note, sort_keys=True)})
 
 
 def _stored(probe: str, key: str, group: zarr.Group) -> Stored:
     note = dict(group.attrs)
+    origin = _read_json(note.get("provenance"))
+    nbytes = origin.get("nbytes")
+    if type(nbytes) is not int:  # written before sizes were noted
+        nbytes = sum(array.nbytes for _, array in group.arrays())
     return Stored(
         probe=probe,
         version=str(note.get("version", "")),
         key=key,
         params=_read_json(note.get("params")),
         inputs=_read_json(note.get("inputs")),
-        utc=str(_read_json(note.get("provenance")).get("utc", "")),
-        nbytes=sum(array.nbytes for _, array in group.arrays()),
+        utc=str(origin.get("utc", "")),
+        nbytes=nbytes,
     )
 
 

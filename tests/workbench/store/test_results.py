@@ -274,3 +274,10 @@ def test_what_is_dropped_before_it_is_given_out_is_given_out_all_the_same(small_
     xr.testing.assert_equal(found.load(), LOAD)
     assert found.attrs["probe"] == "load"
     assert results.list() == []
+
+
+def test_listing_reads_no_array(results, monkeypatch):
+    results.fetch("count", 1, {}, lambda: xr.Dataset({"n": ("expert", np.zeros(8))}))
+    monkeypatch.setattr(zarr.Group, "arrays", lambda group: pytest.fail("an array was looked up"))
+    [stored] = results.list()
+    assert stored.nbytes == 64
