@@ -91,7 +91,7 @@ def test_what_pairs_were_held_against_is_told(tiny):
     told = {"final": "", "first": f"against step {steps[0]:,}", "previous": "against previous"}
     for against, words in told.items():
         found = examine(run, "apart", against=against)["apart"]
-        [one] = [s for s in run.results.list() if _same(run, s, found)]
+        [one] = [s for s in run.results.list("apart") if _same(run, s, found)]
         assert asking(run, one).words == words
         run.results.drop("apart")
 
@@ -103,7 +103,7 @@ def _same(run, stored, found):
 def test_a_result_of_some_checkpoints_says_which(tiny):
     run = wb.open_run(tiny, "continue")
     examine(run.checkpoints.chosen([0, 1]), "apart", against="final")
-    [one] = [s for s in run.results.list() if "each" in s.inputs]
+    [one] = [s for s in run.results.list("apart") if "each" in s.inputs]
     first, second = run.checkpoints.steps[:2]
     assert asking(run, one).words == f"steps {first:,}, {second:,}, against step {second:,}"
 
@@ -111,7 +111,7 @@ def test_a_result_of_some_checkpoints_says_which(tiny):
 def test_a_pair_whose_reference_was_written_anew_holds_no_more(tiny):
     run = wb.open_run(tiny, "continue")
     examine(run, "apart", against="first")
-    [one] = [s for s in run.results.list() if "each" in s.inputs]
+    [one] = [s for s in run.results.list("apart") if "each" in s.inputs]
     assert holds(run, one)
     for what in ("reference", "weights"):
         each = [dict(part) for part in one.inputs["each"]]
@@ -123,7 +123,7 @@ def test_a_pair_whose_reference_was_written_anew_holds_no_more(tiny):
 def test_a_checkpoint_at_another_step_is_another_checkpoint(tiny):
     run = wb.open_run(tiny, "continue")
     examine(run, "apart", against="first")
-    [one] = [s for s in run.results.list() if "each" in s.inputs]
+    [one] = [s for s in run.results.list("apart") if "each" in s.inputs]
     moved = [[branch, step + 1, tokens] for branch, step, tokens in one.inputs["checkpoints"]]
     assert not holds(run, dataclasses.replace(one, inputs={**one.inputs, "checkpoints": moved}))
 
@@ -133,7 +133,7 @@ def test_an_exam_that_was_given_is_told(tiny):
     own = Exam.of(run)
     given = dataclasses.replace(own, tokens=own.tokens[:2], domains=own.domains[:2])
     examine(run, "apart", against="final", exam=given)
-    [one] = [s for s in run.results.list() if "each" in s.inputs]
+    [one] = [s for s in run.results.list("apart") if "each" in s.inputs]
     assert asking(run, one).words == "an exam that was given"
 
 

@@ -34,7 +34,7 @@ def subject_of(seed, step=0):
 def test_the_lens_reads_what_transformerlens_reads():
     subject = subject_of(0)
     found = logit_lens(subject, n_boot=50)
-    tokens = torch.from_numpy(EXAM.tokens)
+    tokens = torch.tensor(EXAM.tokens)
     _, cache = subject.model.run_with_cache(tokens)
     values = ActivationCache(cache, subject.model).logit_lens(positions=None).readout.values
     theirs = values[1:].log_softmax(-1)  # its first is the embedding

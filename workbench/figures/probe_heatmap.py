@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -221,7 +222,7 @@ def _draw(
     every = max(1, math.ceil(len(layers) * 15 / panel))
     ticks = list(range(0, len(layers), every))
     fig.update_yaxes(
-        tickvals=ticks, ticktext=[f"{layers[i]:g}" for i in ticks], showgrid=False, ticks="",
+        tickvals=ticks, ticktext=[_said(layers[i]) for i in ticks], showgrid=False, ticks="",
         range=[-0.5, len(layers) - 0.5],
     )  # fmt: skip
     fig.update_yaxes(title_text="layer", col=1)
@@ -233,13 +234,19 @@ def _draw(
     return fig, height
 
 
+def _said(layer: Any) -> str:
+    """A layer as it is named: by number, or by a text of its own."""
+    number = isinstance(layer, int | float | np.number)
+    return f"{layer:g}" if number else label(str(layer), 24)
+
+
 def _map(view: View, layers: list[float], sheet: Sheet) -> go.Heatmap:
     assert view.clock is not None
     told = [
         [_told(view, sheet, i, s) for s in range(len(view.clock.x))] for i in range(len(layers))
     ]
     head = [
-        [f"layer {layer:g}{', ' + label(sheet.text) if sheet.text else ''}<br>{when}"
+        [f"layer {_said(layer)}{', ' + label(sheet.text) if sheet.text else ''}<br>{when}"
          for when in _when(view)]
         for layer in layers
     ]  # fmt: skip
@@ -349,7 +356,7 @@ def heatmap_sentence(view: View, layers: list[float], sheets: list[Sheet]) -> st
         if sheet.band_LS is not None:
             value += f" [{', '.join(view.say(float(b[i, last])) for b in sheet.band_LS)}]"
         of = f" for {sheet.text}" if sheet.text else ""
-        return f"in layer {layers[i]:g}{of}, {value}{' ' + view.unit if view.unit else ''}"
+        return f"in layer {_said(layers[i])}{of}, {value}{' ' + view.unit if view.unit else ''}"
 
     head = f"At step {view.clock.steps[last]:,.0f} {what} is "
     if top[0] == low[0]:

@@ -10,6 +10,7 @@ from whole_store import LAYERS, ROUTER, STEPS, make, plain
 from workbench.errors import RunNotFound
 from workbench.store.layout import Layout
 from workbench.store.run_store import RunStore
+from workbench.store.snapshot import ROOT
 from workbench.store.verification import verify_store
 from workbench.store.verification.chunk_reader import ChunkReader
 
@@ -348,3 +349,15 @@ def test_all_overviews_are_held_against_their_rows_where_that_is_asked(long_stor
     change(long_store, "overviews/train/32/loss", (80, 0), 12)
     assert not [f for f in faults(long_store) if f.place == "bin 80, mean"]
     assert [f for f in faults(long_store, deep=True) if f.place == "bin 80, mean"]
+
+
+def test_a_name_that_nobody_writes_is_found_even_of_what_is_empty(store):
+    session = store.repository.writable_session("main")
+    root = zarr.open_group(session.store, mode="r+", zarr_format=3)
+    note = dict(root.attrs[ROOT])
+    layout = dict(note["layout"])
+    layout["tas]s"] = layout.pop("tasks")
+    root.attrs[ROOT] = note | {"layout": layout}
+    session.commit("changed behind the writer's back")
+    [fault] = [fault for fault in faults(store) if "tas]s" in fault.found]
+    assert "tasks" in fault.expected

@@ -14,6 +14,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any
 
 import icechunk as ic
@@ -22,7 +23,8 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from workbench.store.damage import in_a_line, panics_as_errors
-from workbench.store.schema import CLOCKS, COORDINATES, GROWING, SCHEMA, SITES, Variable
+from workbench.store.layout import Layout
+from workbench.store.schema import CLOCKS, COORDINATES, GROWING, SCHEMA, SITES, VERSION, Variable
 from workbench.store.snapshot import Snapshot
 from workbench.store.verification.fault import FROM_A_COPY, Fault
 
@@ -57,6 +59,7 @@ def structure_faults(
         first: the state in which the branch began, where it can be read.
         before: the state before this one, likewise.
     """
+    yield from _named_otherwise(snapshot, branch)
     if first is not None:
         yield from _note_faults(snapshot, first, branch)
     # A migration may change descriptions, in the one commit that raises the version.
@@ -97,6 +100,23 @@ def _note_faults(snapshot: Snapshot, first: Snapshot, branch: str) -> Iterator[F
             yield _schema_fault(
                 branch, "", "", found_text, f"{expected_text}, as in the branch's first commit"
             )
+
+
+def _named_otherwise(snapshot: Snapshot, branch: str) -> Iterator[Fault]:
+    """Names in the note that nobody writes. Of what is empty the values say nothing; its name is
+    known all the same.
+    """
+    said = snapshot.note
+    if said.get("schema") != VERSION:
+        return
+    known = {"note": {"schema", "layout", "attrs"},
+             "layout": {one.name for one in fields(Layout)} - {"tokens"}}  # fmt: skip
+    for what, found in (("note", said), ("layout", said.get("layout", {}))):
+        if set(found) != known[what]:
+            yield _schema_fault(
+                branch, "", "", f"a {what} of {', '.join(sorted(map(str, found)))[:120]}",
+                f"{', '.join(sorted(known[what]))}, which version {VERSION} writes",
+            )  # fmt: skip
 
 
 def _changed_descriptions(
