@@ -103,7 +103,7 @@ def test_every_figure_has_a_sentence_a_table_and_its_code(page):
     assert page.count("figure") == 8
     assert page.count("figcaption") == 8
     assert page.count("pre") == 8 + 1  # and run.json
-    labels = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("role") == "img"]
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("role") == "figure"]
     assert len(labels) == 8
     assert all(label.endswith(".") for label in labels)
 

@@ -6,16 +6,16 @@ Yields  `controls`, the components; `choices` and `settings`, what a moment puts
 What is one of a few is a link to the view that has it: a key reaches it, and it can be copied. The
 scrubber is two numbers with labels, for the keyboard and for exact steps, and a slider between
 them. All charts show the steps between; an empty last step follows the run. What they are moved to
-is written into the address in the browser (assets/address.js).
+is written into the address in the browser, and what an answer says of them is put into them there,
+so that no answer that comes late undoes a move (assets/address.js).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dash import dcc, html, no_update
+from dash import dcc, html
 
 from workbench.app.dashboard.aria import aria
 from workbench.app.dashboard.live_run import Moment
@@ -25,9 +25,8 @@ from workbench.figures.clock import ClockName
 _CLOCKS: dict[ClockName, str] = {"step": "steps", "tokens": "tokens", "utc": "UTC"}
 
 SETTINGS = (
-    ("layer", "value"), ("layer", "max"), ("expert", "value"), ("expert", "max"),
-    ("start", "value"), ("stop", "value"), ("span", "max"), ("span", "value"),
-    ("choices", "children"), ("whole", "children"), ("where", "hidden"), ("told", "data"),
+    ("layer", "max"), ("expert", "max"), ("span", "max"), ("choices", "children"),
+    ("whole", "children"), ("where", "hidden"), ("told", "data"),
 )  # fmt: skip
 """Ids and properties that a view sets."""
 
@@ -38,7 +37,7 @@ READ = (
     ("layer", "value"), ("expert", "value"), ("start", "value"), ("stop", "value"),
     ("span", "value"),
 )  # fmt: skip
-"""Ids and properties that make a view."""
+"""Ids and properties that make a view: the reader's, which an answer reaches by way of `told`."""
 
 
 def controls() -> Any:
@@ -88,26 +87,23 @@ def choices(moment: Moment) -> list[Any]:
     return [_choice("Arm", arms), _choice("Clock", clocks)]
 
 
-def settings(moment: Moment, there: Mapping[tuple[str, str], Any]) -> list[Any]:
-    """Values of SETTINGS, in their order; no_update for those that are `there` already, so that
-    what somebody types meanwhile stays.
-    """
-    values = list(zip(SETTINGS[:-1], _values(moment), strict=True))
-    told = {id: value for (id, prop), value in values if (id, prop) in READ}
-    values.append((("told", "data"), told))
-    return [no_update if n in there and there[n] == value else value for n, value in values]
-
-
-def _values(moment: Moment) -> list[Any]:
-    view, last = moment.view, moment.last_step
+def settings(search: str | None, moment: Moment) -> list[Any]:
+    """Values of SETTINGS, in their order."""
     layers, experts = moment.sizes
-    whole = replace(view, start=0, stop=None)
+    whole = replace(moment.view, start=0, stop=None)
     return [
-        view.layer, max(layers - 1, 0), view.expert, max(experts - 1, 0), str(view.start),
-        "" if view.stop is None else str(view.stop), max(last, 1),
-        [view.start, max(moment.stop, 1)],
-        choices(moment), link("Whole run", whole, view == whole), view.page not in WHERE,
+        max(layers - 1, 0), max(experts - 1, 0), max(moment.last_step, 1), choices(moment),
+        link("Whole run", whole, moment.view == whole), moment.view.page not in WHERE,
+        told(search, moment),
     ]  # fmt: skip
+
+
+def told(search: str | None, moment: Moment) -> dict[str, Any]:
+    """What an address asks of READ, with the address, for the browser to see if it still holds."""
+    view = moment.view
+    stop = "" if view.stop is None else str(view.stop)
+    values = [view.layer, view.expert, str(view.start), stop, [view.start, max(moment.stop, 1)]]
+    return {"search": search or "", "values": values}
 
 
 def link(words: str, view: View, current: bool = False, kind: str = "true") -> Any:

@@ -24,7 +24,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html,
 from werkzeug.exceptions import HTTPException
 
 from workbench.app.dashboard.aria import aria
-from workbench.app.dashboard.controls import READ, SETTINGS, controls, link, settings
+from workbench.app.dashboard.controls import READ, SETTINGS, controls, link, settings, told
 from workbench.app.dashboard.health import Health, ago
 from workbench.app.dashboard.live_run import LiveRun, Moment
 from workbench.app.dashboard.pages import (
@@ -173,40 +173,41 @@ def _show_the_address(app: Dash, live: LiveRun, sent: Sent) -> None:
         Output("main", "children"), Output("pages", "children"), Output("shown", "data"),
         Output("state", "children"), Output("state", "className"), Output("pulse", "children"),
         *[Output(*name) for name in SETTINGS],
-        Input("url", "search"), *[State(*name) for name in READ],
+        Input("url", "search"),
     )  # fmt: skip
-    def show_the_address(search: str | None, *values: Any) -> tuple[Any, ...]:
-        there = dict(zip(READ, values, strict=True))
+    def show_the_address(search: str | None) -> tuple[Any, ...]:
         with live.lock:
             try:
-                return _whole(live, sent, search, there)
+                return _whole(live, sent, search)
             except Exception as error:  # the run was deleted, or is damaged
                 said = html.P(_UNREADABLE, className="missing")
                 # Nothing was sent: as soon as the run can be read, a tick brings the page.
-                told = {"search": search or "", "pulse": "", "sent": ""}
+                have = {"search": search or "", "pulse": "", "sent": ""}
                 left = [no_update] * len(SETTINGS)
                 return (
-                    [said], _navigation(View.from_query(search)), told, *_failed(error), *left
+                    [said], _navigation(View.from_query(search)), have, *_failed(error), *left
                 )  # fmt: skip
 
 
-def _whole(
-    live: LiveRun, sent: Sent, search: str | None, there: dict[tuple[str, str], Any]
-) -> tuple[Any, ...]:
+def _whole(live: LiveRun, sent: Sent, search: str | None) -> tuple[Any, ...]:
     moment = live.moment(View.from_query(search))
     panels, found = _panels(moment), moment.health
     shown = [look(panel, _follow(moment)) for panel in panels]
     return (
         _body(moment, panels, shown), _navigation(moment.view),
-        _told(search, moment, found, sent.keep(shown)), *_line(moment, found),
-        *settings(moment, there),
+        _have(search, moment, found, sent.keep(shown)), *_line(moment, found),
+        *settings(search, moment),
     )  # fmt: skip
 
 
 def _write_the_address(app: Dash) -> None:
     app.clientside_callback(
         ClientsideFunction("workbench", "write"), *[Input(*name) for name in READ],
-        State("span", "max"), State("url", "search"), State("told", "data"),
+        State("span", "max"), State("url", "search"), prevent_initial_call=True,
+    )  # fmt: skip
+    app.clientside_callback(
+        ClientsideFunction("workbench", "settle"), *[Output(*name) for name in READ],
+        Input("told", "data"), State("url", "search"), *[State(*name) for name in READ],
         prevent_initial_call=True,
     )  # fmt: skip
 
@@ -220,13 +221,13 @@ def _follow_the_run(app: Dash, live: LiveRun, sent: Sent) -> None:
         Output("state", "className", allow_duplicate=True),
         Output("pulse", "children", allow_duplicate=True),
         Output("span", "max", allow_duplicate=True),
-        Output("span", "value", allow_duplicate=True),
+        Output("told", "data", allow_duplicate=True),
         Input("tick", "n_intervals"), State("url", "search"), State("shown", "data"),
         State({"chart": ALL}, "id"), State({"words": ALL}, "id"), State({"numbers": ALL}, "id"),
         prevent_initial_call=True,
     )  # fmt: skip
     def follow_the_run(
-        _: int, search: str | None, told: dict[str, Any] | None,
+        _: int, search: str | None, have: dict[str, Any] | None,
         charts: list[Any], words: list[Any], tables: list[Any],
     ) -> tuple[Any, ...]:  # fmt: skip
         nothing = [[no_update] * len(ids) for ids in (charts, words, tables)]
@@ -237,13 +238,13 @@ def _follow_the_run(app: Dash, live: LiveRun, sent: Sent) -> None:
                 line, panels = _line(moment, found), _panels(moment)
             except Exception as error:  # what was shown stays, under a line that says so
                 return (*nothing, no_update, no_update, *_failed(error), no_update, no_update)
-            news = told is not None and told["pulse"] != moment.pulse(found)
-            if told is None or told["search"] != (search or "") or not news:
+            news = have is not None and have["pulse"] != moment.pulse(found)
+            if have is None or have["search"] != (search or "") or not news:
                 return (*nothing, no_update, no_update, *line, no_update, no_update)
             new = [look(panel, _follow(moment)) for panel in panels]
-            old = sent.get(told["sent"])
-            said = _told(search, moment, found, sent.keep(new))
-            span = (moment.last_step, [moment.view.start, moment.stop])
+            old = sent.get(have["sent"])
+            said = _have(search, moment, found, sent.keep(new))
+            span = (moment.last_step, told(search, moment))
             if old is None or [s.missing for s in old] != [s.missing for s in new]:
                 return (*nothing, _body(moment, panels, new), said, *line, *span)
             was, by_id = {}, {}
@@ -292,7 +293,7 @@ def _navigation(view: View) -> Any:
     return html.Ul([html.Li(one) for one in links])
 
 
-def _told(search: str | None, moment: Moment, found: Health, word: str) -> dict[str, Any]:
+def _have(search: str | None, moment: Moment, found: Health, word: str) -> dict[str, Any]:
     return {"search": search or "", "pulse": moment.pulse(found), "sent": word}
 
 

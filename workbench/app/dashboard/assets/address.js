@@ -1,5 +1,6 @@
 // The numbers and the slider write the address; the address decides what is shown (view.py).
-// Here and not on the server, so that quick keys cannot overtake each other on the way.
+// Here and not on the server, so that quick keys cannot overtake each other on the way, and no late
+// answer undoes them.
 "use strict";
 (() => {
   const whole = (text) => {
@@ -20,13 +21,31 @@
     return [from, to];
   }
 
-  function write(layer, expert, start, stop, span, last, search, told) {
-    const context = window.dash_clientside.callback_context;
-    const values = { layer, expert, start, stop, span };
-    // A value that the server wrote, for an address that may be an old one by now, is no move.
-    const isEcho = (id) => JSON.stringify(values[id]) === JSON.stringify((told ?? {})[id]);
-    const ids = context.triggered.map((t) => t.prop_id.split(".")[0]);
-    const moved = new Set(ids.filter((id) => !isEcho(id)));
+  // The controls' values as last acted on. One that differs from them was moved by the reader.
+  const NAMES = ["layer", "expert", "start", "stop", "span"];
+  let seen = null;
+  const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+  // Puts into the controls what an answer says of them, unless it answers an address that was left,
+  // or one of them was moved meanwhile: `write` is about to hear of that.
+  function settle(told, search, ...now) {
+    const none = window.dash_clientside.no_update;
+    const bare = (text) => (text ?? "").replace(/^\?/, "");
+    if (!told || bare(told.search) !== bare(search)) return NAMES.map(() => none);
+    const before = seen ?? now;
+    seen = [...before];
+    return told.values.map((value, i) => {
+      if (!same(now[i], before[i])) return none;
+      seen[i] = value;
+      return same(now[i], value) ? none : value;
+    });
+  }
+
+  function write(layer, expert, start, stop, span, last, search) {
+    const values = [layer, expert, start, stop, span];
+    if (seen === null) return;
+    const moved = new Set(NAMES.filter((_, i) => !same(values[i], seen[i])));
+    seen = values;
     const params = new URLSearchParams(search ?? "");
     const before = params.toString();
     const set = (name, value) => (value ? params.set(name, String(value)) : params.delete(name));
@@ -37,14 +56,17 @@
       set("start", from);
       set("stop", to);
       // What was typed and is no number, or leaves all as it was, is put right.
-      const say = window.dash_clientside.set_props;
-      if (moved.has("start") && start !== String(from)) say("start", { value: String(from) });
+      const say = (name, value) => {
+        seen[NAMES.indexOf(name)] = value;
+        window.dash_clientside.set_props(name, { value });
+      };
+      if (moved.has("start") && start !== String(from)) say("start", String(from));
       const end = to === null ? "" : String(to);
-      if (moved.has("stop") && stop !== end) say("stop", { value: end });
+      if (moved.has("stop") && stop !== end) say("stop", end);
     }
     const after = params.toString();
     if (after !== before) window.dash_clientside.set_props("url", { search: `?${after}` });
   }
 
-  window.dash_clientside = Object.assign({}, window.dash_clientside, { workbench: { write } });
+  window.dash_clientside = Object.assign({}, window.dash_clientside, { workbench: { settle, write } });
 })();
