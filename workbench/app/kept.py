@@ -6,15 +6,17 @@ Yields  Shown; `kept_results`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 import xarray as xr
 
 from probes.running.kept import Asking, asking
+from workbench.app.asked import Asked
 from workbench.app.probe_plots import Drawer, draw_found, drawer_of, plain_drawer
 from workbench.app.study import Study
-from workbench.errors import SchemaError, UsageError
+from workbench.errors import RunNotFound, SchemaError, UsageError
 from workbench.store.results import Stored
 
 
@@ -33,20 +35,44 @@ class Shown:
         words = f"; {self.asked.words}" if self.asked.words else ""
         return f"{self.stored.probe} ({self.branch}{words})"
 
-    def figure(self, study: Study) -> go.Figure:
+    def figure(self, study: Study, asked: Asked | None = None) -> go.Figure:
         """Its figure: the probe's own, where that can draw this result, else one as any probe has.
+
+        Args:
+            asked: clock and stretch; layer and expert, where the figure is of one.
 
         Raises:
             SchemaError: neither can.
+            RunNotFound: nothing of it lies in the stretch.
         """
         own = drawer_of(self.stored.probe)
         try:
-            return self._drawn(study, own)
+            return self._drawn(study, own, asked or Asked())
         except (SchemaError, UsageError):
-            return self._drawn(study, plain_drawer(self.stored.probe))
+            return self._drawn(study, plain_drawer(self.stored.probe), asked or Asked())
 
-    def _drawn(self, study: Study, drawer: Drawer) -> go.Figure:
-        return draw_found(self.result, drawer, study, self.branch, self._lines(), title=self.title)
+    def _drawn(self, study: Study, drawer: Drawer, asked: Asked) -> go.Figure:
+        found, lines = self._within(asked)
+        fitting = replace(
+            asked,
+            layer=asked.layer if "layer" in drawer.takes else None,
+            expert=asked.expert if "expert" in drawer.takes else None,
+        )
+        return draw_found(found, drawer, study, self.branch, lines, fitting, title=self.title)
+
+    def _within(self, asked: Asked) -> tuple[xr.Dataset, list[str]]:
+        """Of a result along checkpoints or steps those of the stretch, and Python that says so."""
+        lines = self._lines()
+        dim = next((d for d in ("checkpoint", "step") if d in self.result.dims), None)
+        if dim is None or dim not in self.result.coords or not asked.stretch:
+            return self.result, lines
+        start, stop = asked.start, asked.stop
+        # Weights at the start of a stretch are where it sets out from.
+        low = None if start is None else start + (dim == "step")
+        found = self.result.sel({dim: slice(low, stop)})
+        if not found.sizes[dim]:
+            raise RunNotFound(f"{self.title}: nothing of it lies in these steps.")
+        return found, [*lines, f"found = found.sel({dim}=slice({low}, {stop}))"]
 
     def _lines(self) -> list[str]:
         """Python that gives the result. What was asked in a special way is read by its key: nothing
@@ -61,17 +87,20 @@ class Shown:
         ]
 
 
-def kept_results(study: Study, *, without: tuple[str, ...] = ()) -> list[Shown]:
+def kept_results(
+    study: Study, *, without: tuple[str, ...] = (), of: Iterable[Stored] | None = None
+) -> list[Shown]:
     """One result of every probe and branch that still holds: that of the whole branch, asked as the
     probe's name alone asks, where there is one; else the newest.
 
     Args:
         without: names of probes to leave out: those that have a figure of their own.
+        of: results to choose from; None takes all that are kept.
     """
     if study.run.store is None:
         return []
     best: dict[tuple[str, str], tuple[Stored, Asking]] = {}
-    for stored in study.run.results.list():
+    for stored in study.run.results.list() if of is None else of:
         if stored.probe in without:
             continue
         asked = asking(study.run, stored)

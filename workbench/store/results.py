@@ -158,6 +158,11 @@ class Results:
             raise RunNotFound(f"the result {stored.path} is no longer kept.")
         return found
 
+    @property
+    def state(self) -> str | None:
+        """A word that changes when a result is kept or dropped; None where none was ever kept."""
+        return self._tip()
+
     def list(self, probe: str | None = None) -> list[Stored]:
         """Every result that is kept, or those of one probe, by name and time."""
         found = self._read(lambda root: _listed(probe, root))

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import workbench as wb
+from probes.examine import examine
+
 ROOT = Path(__file__).parents[3]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
@@ -87,7 +90,9 @@ def hostile_run(planted_run):
     names = {"code/add": f"code/{EVIL}", "logic/chain": "logic/" + "x" * 10_000}
     phases = [{"name": EVIL, "start": 1, "stop": 39},
               {"name": "y" * 10_000, "start": 40, "stop": PLANNED}]  # fmt: skip
-    return planted_run("hostile-live", names=names, about={"name": EVIL, "phases": phases})
+    path = planted_run("hostile-live", names=names, about={"name": EVIL, "phases": phases})
+    examine(wb.open_run(path, "curriculum"), "balance", "load")
+    return path
 
 
 @pytest.fixture(scope="module")

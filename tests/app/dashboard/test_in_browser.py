@@ -11,13 +11,14 @@ from axe_playwright_python.sync_playwright import Axe
 from workbench.app.dashboard.view import PAGES
 
 EVIL = "<script>alert(1)</script>\"'&<b>%{x}</b>"
-STEPPED = ("overview", "layers", "compare", "emergence", "health")
+STEPPED = ("overview", "layers", "compare", "emergence", "probes", "health")
 """Pages whose charts have steps on x."""
 
 AXES = """[...document.querySelectorAll('.js-plotly-plot')].flatMap(p =>
     Object.keys(p._fullLayout).filter(k => /^xaxis[0-9]*$/.test(k)).map(k => p._fullLayout[k])
         .filter(a => p._fullLayout[a._name.replace('axis', '')] !== null))"""
 DRAWN = """document.querySelectorAll('.panel').length > 0 &&
+    ![...document.querySelectorAll('.missing')].some(p => p.innerText.startsWith('computing')) &&
     [...document.querySelectorAll('.plot')].every(p =>
         p.querySelector('svg.main-svg .trace, svg.main-svg .hm image'))"""
 
@@ -154,6 +155,24 @@ def test_an_answer_that_comes_late_leaves_what_was_moved_meanwhile(tab):
     tab.until("document.getElementById('start').value === '32'")
     tab.until("location.search.includes('start=32') && location.search.includes('layer=1')")
     assert thumb.get_attribute("aria-valuenow") == "32"
+
+
+def test_a_probe_is_chosen_by_its_link_which_brings_it_back(tab, browser):
+    tab.goto("?page=probes")
+    names = tab.page.locator("#panel-probe a")
+    assert names.all_inner_texts() == ["balance", "load"]
+    assert tab.page.locator("#title-found").inner_text() == "balance"
+    names.nth(1).click()
+    tab.until(f"document.getElementById('title-found').textContent === 'load' && {DRAWN}")
+    assert "probe=load" in tab.page.url
+    said = tab.page.locator("#panel-found figcaption").inner_text()
+    other = Tab(browser, tab.url)
+    try:
+        other.goto(tab.page.evaluate("location.search"))
+        assert other.page.locator("#panel-found figcaption").inner_text() == said
+        assert other.page.locator("#panel-probe [aria-current]").inner_text() == "load"
+    finally:
+        other.close()
 
 
 def test_what_is_typed_and_makes_no_range_is_put_right(tab):

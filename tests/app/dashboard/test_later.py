@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
 
 from workbench.app.dashboard import live_run
 from workbench.app.dashboard.frame import _panels
-from workbench.app.dashboard.later import Computing, Later
+from workbench.app.dashboard.later import MOST, Computing, Later
 from workbench.app.dashboard.live_run import LiveRun
 from workbench.app.dashboard.panel import look
 from workbench.app.dashboard.view import View
@@ -59,6 +60,25 @@ def test_the_last_result_is_shown_until_the_next_one_is_there():
     assert later.wait(60)
     assert later.get("it", 2, lambda: "never asked for") == "new"
     assert later.done == 2
+
+
+def test_the_results_that_were_asked_for_last_are_kept():
+    later = Later()
+
+    def ask(i):
+        with contextlib.suppress(Computing):
+            later.get(f"it {i}", 0, lambda: i)
+        assert later.wait(60)
+        return later.get(f"it {i}", 0, lambda: "anew")
+
+    for i in range(MOST):
+        assert ask(i) == i
+    assert ask(0) == 0
+    assert ask(MOST) == MOST
+    assert ask(0) == 0
+    done = later.done
+    ask(1)
+    assert later.done == done + 1
 
 
 def test_what_fails_fails_where_it_is_shown_and_is_tried_again_when_there_is_news():

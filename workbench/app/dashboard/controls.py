@@ -18,6 +18,7 @@ from typing import Any
 from dash import dcc, html
 
 from workbench.app.dashboard.aria import aria
+from workbench.app.dashboard.link import link, links
 from workbench.app.dashboard.live_run import Moment
 from workbench.app.dashboard.view import View
 from workbench.figures.clock import ClockName
@@ -30,7 +31,7 @@ SETTINGS = (
 )  # fmt: skip
 """Ids and properties that a view sets."""
 
-WHERE = ("layers", "tokens")
+WHERE = ("layers", "tokens", "probes")
 """Pages on which layer and expert say something."""
 
 READ = (
@@ -93,7 +94,7 @@ def settings(search: str | None, moment: Moment) -> list[Any]:
     whole = replace(moment.view, start=0, stop=None)
     return [
         max(layers - 1, 0), max(experts - 1, 0), max(moment.last_step, 1), choices(moment),
-        link("Whole run", whole, moment.view == whole), moment.view.page not in WHERE,
+        link("Whole run", whole.query, moment.view == whole), moment.view.page not in WHERE,
         told(search, moment),
     ]  # fmt: skip
 
@@ -106,17 +107,9 @@ def told(search: str | None, moment: Moment) -> dict[str, Any]:
     return {"search": search or "", "values": values}
 
 
-def link(words: str, view: View, current: bool = False, kind: str = "true") -> Any:
-    """A link to a view; the one that is shown says so."""
-    href = view.query or "?"
-    if current:
-        return html.A(words, href=href, **aria(current=kind))
-    return dcc.Link(words, href=href)
-
-
 def _choice(title: str, options: list[tuple[str, View, bool]]) -> Any:
-    links = [html.Li(link(words, view, current)) for words, view, current in options]
-    return html.Div([html.Span(title), html.Ul(links, **aria(label=title))], className="choice")
+    there = links(title, [(words, view.query, current) for words, view, current in options])
+    return html.Div([html.Span(title), there], className="choice")
 
 
 def _number(id: str, title: str) -> Any:

@@ -24,8 +24,9 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html,
 from werkzeug.exceptions import HTTPException
 
 from workbench.app.dashboard.aria import aria
-from workbench.app.dashboard.controls import READ, SETTINGS, controls, link, settings, told
+from workbench.app.dashboard.controls import READ, SETTINGS, controls, settings, told
 from workbench.app.dashboard.health import Health, ago
+from workbench.app.dashboard.link import link
 from workbench.app.dashboard.live_run import LiveRun, Moment
 from workbench.app.dashboard.pages import (
     checkpoints,
@@ -34,18 +35,17 @@ from workbench.app.dashboard.pages import (
     health,
     layers,
     overview,
+    probes,
     tokens,
 )
 from workbench.app.dashboard.panel import (
-    Facts,
     Panel,
     Shown,
     changes,
-    facts,
     failure,
     look,
+    numbers_of,
     show,
-    table,
 )
 from workbench.app.dashboard.view import PAGES, View
 from workbench.figures.wording import plain
@@ -55,7 +55,7 @@ _KEPT = 32
 
 _PAGES: dict[str, ModuleType] = {
     "overview": overview, "layers": layers, "tokens": tokens, "compare": compare,
-    "emergence": emergence, "checkpoints": checkpoints, "health": health,
+    "emergence": emergence, "probes": probes, "checkpoints": checkpoints, "health": health,
 }  # fmt: skip
 
 _UNREADABLE = "The run cannot be read now. This page comes back by itself when it can be."
@@ -273,7 +273,7 @@ def _words(old: Shown, new: Shown) -> Any:
 def _numbers(old: Shown, panel: Panel, new: Shown) -> Any:
     if old.rows == new.rows:
         return no_update
-    return facts(new) if isinstance(panel, Facts) else table(new)
+    return numbers_of(panel, new)
 
 
 def _panels(moment: Moment) -> list[Panel]:
@@ -287,7 +287,7 @@ def _body(moment: Moment, panels: list[Panel], shown: list[Shown]) -> list[Any]:
 
 def _navigation(view: View) -> Any:
     links = [
-        link(_PAGES[page].TITLE, replace(view, page=page), page == view.page, "page")
+        link(_PAGES[page].TITLE, replace(view, page=page).query, page == view.page, "page")
         for page in PAGES
     ]
     return html.Ul([html.Li(one) for one in links])

@@ -10,10 +10,14 @@ at most. A result is kept until what it depends on changes, and shown until the 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from workbench.errors import RunNotFound
+
+MOST = 48
+"""Results that are kept: those that were asked for last."""
 
 T = TypeVar("T")
 
@@ -38,7 +42,7 @@ class Later:
     def __init__(self) -> None:
         self.done = 0
         """How many results have come: it changes when a page has something new to show."""
-        self._kept: dict[str, tuple[Hashable, Any, Exception | None]] = {}
+        self._kept: OrderedDict[str, tuple[Hashable, Any, Exception | None]] = OrderedDict()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -54,6 +58,8 @@ class Later:
         """
         with self._lock:
             kept = self._kept.get(name)
+            if kept is not None:
+                self._kept.move_to_end(name)
             is_new = kept is None or kept[0] != depends_on
             if is_new and not (self._thread and self._thread.is_alive()):
                 self._thread = threading.Thread(
@@ -80,4 +86,6 @@ class Later:
             found, error = None, raised
         with self._lock:
             self._kept[name] = (depends_on, found, error)
+            while len(self._kept) > MOST:
+                self._kept.popitem(last=False)
             self.done += 1

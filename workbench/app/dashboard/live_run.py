@@ -35,6 +35,7 @@ from workbench.figures.bins import by_step
 from workbench.figures.marks import Mark, marks_of
 from workbench.figures.template import arm_colors
 from workbench.run import Run, Window, open_run
+from workbench.store.results import Stored
 from workbench.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -311,6 +312,18 @@ class Moment:
         path, arm = self.live.run.path, self.run.branch
         key = (tuple(self.arms), tuple(done))
         return self.live.later.get("evaluated", key, lambda: _evaluated(path, arm))
+
+    def kept(self) -> list[Stored]:
+        """The results of probes that are kept, listed beside the pages, again when one was added.
+
+        Raises:
+            Computing: they are not listed yet.
+        """
+        if self.run.store is None:
+            return []
+        path = self.live.run.path
+        state = self.run.results.state
+        return self.live.later.get("kept", state, lambda: open_run(path).results.list())
 
     def _record(self, arm: str, group: str, variables: tuple[str, ...], points: int) -> LiveRecord:
         run = self.run if arm == self.run.branch else self.live.arm(arm)

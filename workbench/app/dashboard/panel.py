@@ -1,8 +1,8 @@
 """Panels: what a page is made of, as Dash components: every chart with its words and its numbers.
 
 Needs   figures with their captions, tables, facts.
-Yields  Chart, Listing, Facts, Words; `show`, a panel as components; `drawing`, a figure as what the
-        browser is sent; `changes`, from one such to the next as a patch.
+Yields  Chart, Listing, Facts, Links, Words; `show`, a panel as components; `drawing`, a figure as
+        what the browser is sent; `changes`, from one such to the next as a patch.
 
 Text goes into components as text and is never read as markup; names in figures are disarmed where
 they are drawn (figures/wording.py).
@@ -20,6 +20,8 @@ from dash import Patch, dcc, html
 
 from workbench.app.dashboard.aria import aria
 from workbench.app.dashboard.linear_axis import linear
+from workbench.app.dashboard.link import links
+from workbench.app.dashboard.view import View
 from workbench.errors import RunNotFound, SchemaError, UsageError
 from workbench.figures.caption import Table, caption_of
 from workbench.figures.figure import bare, show_config
@@ -64,13 +66,23 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Links:
+    """Views to choose one of."""
+
+    id: str
+    title: str
+    entries: Callable[[], Sequence[tuple[str, View, bool]]]
+    """Words, view, and whether it is the one that is shown."""
+
+
+@dataclass(frozen=True)
 class Words:
     """A paragraph."""
 
     text: str
 
 
-Panel = Chart | Listing | Facts | Words
+Panel = Chart | Listing | Facts | Links | Words
 
 
 @dataclass
@@ -103,6 +115,9 @@ def look(panel: Panel, follow: str) -> Shown:
             return Shown(panel.words, None, rows, columns)
         if isinstance(panel, Facts):
             return Shown(rows=tuple((plain(n, 80), plain(v, 400)) for n, v in panel.rows()))
+        if isinstance(panel, Links):
+            entries = panel.entries()
+            return Shown(rows=tuple((plain(w, 80), v.query, "shown" * c) for w, v, c in entries))
         return Shown(panel.text)
     except (RunNotFound, UsageError, SchemaError) as error:
         return Shown(plain(str(error), 600), missing=True)
@@ -164,8 +179,7 @@ def show(panel: Panel, shown: Shown) -> Any:
     inside: list[Any] = [head]
     if shown.words:
         inside.append(html.P(shown.words, className="words"))
-    body = facts(shown) if isinstance(panel, Facts) else table(shown)
-    inside.append(_numbers(panel.id, body, f"Numbers: {panel.title}"))
+    inside.append(_numbers(panel.id, numbers_of(panel, shown), f"Numbers: {panel.title}"))
     return html.Section(inside, **_named(panel.id))
 
 
@@ -194,7 +208,7 @@ def _chart(panel: Chart, shown: Shown, head: Any) -> Any:
         html.Details(
             [
                 html.Summary("The numbers as a table"),
-                _numbers(panel.id, table(shown), f"Numbers of {panel.title}"),
+                _numbers(panel.id, _table(shown), f"Numbers of {panel.title}"),
             ]
         )
     )
@@ -221,12 +235,22 @@ def _legend(entries: Sequence[tuple[str, str]]) -> Any:
     return html.Ul([entry(w, c) for w, c in entries], className="scale")
 
 
-def facts(shown: Shown) -> Any:
+def numbers_of(panel: Panel, shown: Shown) -> Any:
+    """What stands in a panel beside its words and its chart."""
+    if isinstance(panel, Links):
+        return html.Div(
+            links(panel.title, [(words, query, bool(said)) for words, query, said in shown.rows]),
+            className="choice",
+        )
+    return _facts(shown) if isinstance(panel, Facts) else _table(shown)
+
+
+def _facts(shown: Shown) -> Any:
     """Names and values as a list of definitions."""
     return html.Dl([part for name, value in shown.rows for part in (html.Dt(name), html.Dd(value))])
 
 
-def table(shown: Shown) -> Any:
+def _table(shown: Shown) -> Any:
     """Rows and columns as a table; what is beyond MOST_ROWS is counted."""
     rows = shown.rows[:MOST_ROWS]
     left = len(shown.rows) - len(rows)

@@ -19,7 +19,9 @@ from urllib.parse import parse_qsl, urlencode
 from workbench.errors import UsageError
 from workbench.figures.clock import ClockName
 
-PAGES = ("overview", "layers", "tokens", "compare", "emergence", "checkpoints", "health")
+PAGES = (
+    "overview", "layers", "tokens", "compare", "emergence", "probes", "checkpoints", "health",
+)  # fmt: skip
 """In the order of the page's navigation; the first is what no page named means."""
 
 _CLOCKS = get_args(ClockName)
@@ -53,6 +55,8 @@ class View:
     """Last step that is shown; None follows the run's end."""
     clock: ClockName = "step"
     """Of every x axis: step, tokens or utc."""
+    probe: str = ""
+    """The probe whose kept result is shown; "" for the first that there is."""
 
     def __post_init__(self) -> None:
         low = [n for n in ("layer", "expert", "start") if getattr(self, n) < 0]
@@ -90,15 +94,15 @@ class View:
             found["page"] = said["page"]
         if said.get("clock") in _CLOCKS:
             found["clock"] = said["clock"]
-        return cls(arm=said.get("arm", ""), **found)
+        return cls(arm=said.get("arm", ""), probe=said.get("probe", ""), **found)
 
     def within(self, *, arms: Sequence[str], layers: int, experts: int, last_step: int) -> View:
         """The nearest view that a run of these arms and sizes has.
 
         Example:
             >>> View(arm="gone", layer=9, stop=70).within(
-            ...     arms=["main"], layers=2, experts=4, last_step=50)
-            View(page='overview', arm='main', layer=1, expert=0, start=0, stop=None, clock='step')
+            ...     arms=["main"], layers=2, experts=4, last_step=50).query
+            '?arm=main&layer=1'
         """
         stop = None if self.stop is None or self.stop >= last_step else self.stop
         start = self.start if self.start < (last_step if stop is None else stop) else 0

@@ -1,10 +1,9 @@
-"""Emergence: when capabilities arrive, and which results of probes are kept with the run.
+"""Emergence: when capabilities arrive.
 
 Needs   a Moment.
 Yields  `panels`.
 
-Capabilities are scored from what was evaluated, beside the page, which says so meanwhile. What
-needs models is shown where it is kept.
+Capabilities are scored from what was evaluated, beside the page, which says so meanwhile.
 """
 
 from __future__ import annotations
@@ -13,24 +12,16 @@ import plotly.graph_objects as go
 
 from workbench import figures
 from workbench.app.dashboard.live_run import Moment
-from workbench.app.dashboard.panel import Chart, Listing, Panel
+from workbench.app.dashboard.panel import Chart, Panel
 from workbench.errors import RunNotFound
-from workbench.figures.caption import Table
 from workbench.figures.clock import clock_of
-from workbench.store.results import Stored
 
 TITLE = "Emergence"
 
 
 def panels(moment: Moment) -> list[Panel]:
-    """Every task through training, and what is kept."""
-    return [
-        Chart("emergence", "When capabilities arrive", lambda: _emergence(moment)),
-        Listing(
-            "kept", "Results of probes that are kept with the run", lambda: _kept(moment),
-            "`workbench probe` computes and keeps them; `workbench report` draws them.",
-        ),
-    ]  # fmt: skip
+    """Every task through training."""
+    return [Chart("emergence", "When capabilities arrive", lambda: _emergence(moment))]
 
 
 def _emergence(moment: Moment) -> go.Figure:
@@ -47,19 +38,3 @@ def _emergence(moment: Moment) -> go.Figure:
         clock = clock_of(longest, x)
         fig.update_xaxes(range=[clock.at(moment.view.start), clock.at(moment.stop)])
     return fig
-
-
-def _kept(moment: Moment) -> Table:
-    if moment.run.store is None:
-        raise RunNotFound("this run has no record that could keep results.")
-    kept: dict[tuple[str, str], list[Stored]] = {}
-    for stored in moment.run.results.list():
-        branch = stored.inputs.get("branch")
-        kept.setdefault((stored.probe, str(branch or "–")), []).append(stored)
-    rows = [
-        (probe, arm, len(found), max(s.utc for s in found), f"{sum(s.nbytes for s in found):,}")
-        for (probe, arm), found in sorted(kept.items())
-    ]
-    if not rows:
-        raise RunNotFound("no result of a probe is kept with this run yet: `workbench probe RUN`.")
-    return Table(("probe", "arm", "results", "the last computed (UTC)", "bytes"), tuple(rows))
