@@ -154,3 +154,14 @@ def test_a_result_that_its_own_figure_cannot_draw_is_drawn_as_any_probes(tiny):
     study, shown = _shown(tiny, "continue")
     less = dataclasses.replace(shown, result=shown.result[["kept"]])
     assert caption_of(less.figure(study)).title.startswith("Rerouting (continue)")
+
+
+def test_parts_held_against_the_last_checkpoint_are_drawn_over_all_checkpoints(tiny):
+    run = wb.open_run(tiny)
+    examine(run, "weight-change")
+    study, shown = _shown(tiny, run.branch)
+    assert caption_of(shown.figure(study)).name == "probe-result"
+    run.results.drop("weight-change")
+    examine(run, "weight-change", against="first")
+    study, shown = _shown(tiny, run.branch)
+    assert caption_of(shown.figure(study)).name == "weight-change"

@@ -93,7 +93,7 @@ def scan_folders(
 @checkpoints.command("list")
 @ANY_RUN
 @click.option("--run", "run_name", default=None, help="Only runs of this name, or in this folder.")
-@click.option("--branch", default=None, help="Only this branch.")
+@click.option("--branch", "--arm", "branch", default=None, help="Only this branch.")
 @click.option("--phase", default=None, help="Only this phase of the schedule.")
 @click.option("--trainer", default=None, help="Only this trainer's, such as torchtitan.")
 @click.option("--format", default=None, help="Only this format, such as native or dcp.")

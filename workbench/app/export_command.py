@@ -21,7 +21,7 @@ from workbench.app.echo import echo
     "--to", "target", type=click.Path(path_type=Path), required=True,
     help="File or folder to make: NAME.zarr, NAME.nc, NAME.parquet.",
 )  # fmt: skip
-@click.option("--branch", default=None, help="Arm to export; main by default.")
+@click.option("--branch", "--arm", "branch", default=None, help="Arm to export; by default main.")
 @click.option("--group", "groups", multiple=True, help="Group to export; may be repeated.")
 @click.option(
     "--format", "kind", type=click.Choice(["zarr", "netcdf", "parquet"]), default=None,

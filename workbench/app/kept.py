@@ -45,11 +45,14 @@ class Shown:
             SchemaError: neither can.
             RunNotFound: nothing of it lies in the stretch.
         """
-        own = drawer_of(self.stored.probe)
+        own, plain = drawer_of(self.stored.probe), plain_drawer(self.stored.probe)
+        if own.asks == "end" and self.asked.against is None:
+            # The last checkpoint against itself is no stretch: all are drawn, as they approach it.
+            own = plain
         try:
             return self._drawn(study, own, asked or Asked())
         except (SchemaError, UsageError):
-            return self._drawn(study, plain_drawer(self.stored.probe), asked or Asked())
+            return self._drawn(study, plain, asked or Asked())
 
     def _drawn(self, study: Study, drawer: Drawer, asked: Asked) -> go.Figure:
         found, lines = self._within(asked)

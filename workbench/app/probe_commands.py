@@ -46,7 +46,7 @@ def _list(context: click.Context, option: click.Parameter, wanted: bool) -> None
     callback=_list,
     help="List the probes that there are, and leave.",
 )
-@click.option("--branch", default=None, help="Arm; by default main.")
+@click.option("--branch", "--arm", "branch", default=None, help="Arm; by default main.")
 @click.option("--last", default=None, help="The last share (0.2) or stretch of time (7d) alone.")
 @click.option("--start", type=int, default=None, help="Steps after this one alone.")
 @click.option("--stop", type=int, default=None, help="Steps up to this one alone.")

@@ -71,6 +71,12 @@ DRAWERS: dict[str, Drawer] = {
 ALIKE = {"coactivation-fixed": "coactivation", "domains-fixed": "domain-experts"}
 """Probes whose results the figure of another draws as well."""
 
+_CAUSES = {
+    "transplant": Drawer(probe="transplant", figure="transplant"),
+    "lead-lag": Drawer(probe="lead-lag", figure="leads"),
+}
+"""Probes whose figures by these names are of what the report asked of them (plots.py)."""
+
 _PLAIN = Drawer(probe="", figure="probe_result", takes=("x", "marks"))
 
 
@@ -84,8 +90,8 @@ def drawer_of(name: str) -> Drawer:
         >>> drawer_of("domains-fixed").probe
         'domains-fixed'
     """
-    if name in DRAWERS:
-        return DRAWERS[name]
+    if name in DRAWERS or name in _CAUSES:
+        return DRAWERS.get(name) or _CAUSES[name]
     if name in ALIKE:
         return replace(DRAWERS[ALIKE[name]], probe=name, asks="last")
     # What a linear probe found is a quantity like others; its map has a name of its own.
