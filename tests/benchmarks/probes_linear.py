@@ -57,7 +57,7 @@ WAYS = {
 }
 """Method, the type of the loop, the tolerance of both. scikit-learn's default of 1e-4 leaves its
 answers on labels that can only be memorised far from the optimum: there ours are held to the
-optimum, and to the loop's where both are taken further."""
+gradient that its solvers stop by, and to the loop's answers where both are taken further."""
 NAMES = ("domain", "token", "next_token", "position")
 MID = MoEConfig(
     d_vocab=1024, d_model=256, n_layers=12, n_heads=8, n_key_value_heads=4, d_mlp=128,
@@ -177,6 +177,27 @@ def from_optimum(world: World, mine: Any, others: Any) -> tuple[float, float]:
     return own, loop
 
 
+def gradient(world: World, tolerance: float) -> float:
+    """Largest entry of any gradient of scikit-learn's objective at our answers, on the first layer,
+    in float64: what its solvers stop by. Where they stop at the same tolerance, some end nearer to
+    the optimum and some farther than ours.
+    """
+    layer, largest = world.layers[0], 0.0
+    made = logistic_classifiers(layer, world.labels, world.fold, 1.0, tolerance)
+    for label, classifier in zip(world.labels, made, strict=True):
+        for fold in range(int(world.fold.max()) + 1):
+            on = (world.fold != fold) & (label >= 0)
+            there = torch.isfinite(classifier.intercept[fold])
+            coef = classifier.coef[fold].double()[there]
+            x, y = layer[on].double(), torch.from_numpy(label[on])
+            off = torch.softmax(x @ coef.T + classifier.intercept[fold].double()[there], 1)
+            number = torch.cumsum(there, 0) - 1  # of the classes that these folds have
+            off[torch.arange(len(y)), number[y]] -= 1
+            slope = off.T @ x / len(x) + coef / len(x)
+            largest = max(largest, float(slope.abs().max()), float(off.mean(0).abs().max()))
+    return largest
+
+
 def apart(world: World, mine: Any, others: Any, method: str) -> tuple[float, float]:
     """Largest difference of a score or probability, and share of answers that differ."""
     largest, differ, total = 0.0, 0, 0
@@ -223,7 +244,9 @@ def rounds(
                 off = (0.0, 0.0) if method == "ridge" else from_optimum(world, mine, scores)
                 bound = 1e-3 if dtype is np.float64 else 1e-2  # ours is float64 either way
                 assert method != "ridge" or largest < bound, (name, way, largest)
-                assert off[0] <= max(off[1], 0.02), (name, way, off)
+                steepest = 0.0 if method == "ridge" else gradient(world, tolerance)
+                # Ours stop by it in turned coordinates, in which its largest entry is another.
+                assert steepest <= 1.1 * tolerance, (name, way, steepest)
                 if tolerance < 1e-4:
                     assert differ < (1e-3 if method == "ridge" else 0.02), (name, way, differ)
                 for key, value in zip(KEPT, (own, loop, largest, differ, *off), strict=True):

@@ -26,6 +26,7 @@ payload (uint32), payload. Payload: length of its header (uint32), header (JSON:
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import warnings
@@ -256,9 +257,7 @@ def _entries(payload: memoryview) -> Iterator[Entry]:
     for note in json.loads(bytes(payload[_HEADER.size : at])):
         rows = {}
         for name, (dtype, shape) in note["rows"].items():
-            values = np.frombuffer(
-                payload, dtype, count=int(np.prod(shape, dtype=np.int64)), offset=at
-            )
+            values = np.frombuffer(payload, dtype, count=math.prod(shape), offset=at)
             at += values.nbytes
             rows[name] = values.reshape(shape)
         yield note["group"], rows
