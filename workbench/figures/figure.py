@@ -1,8 +1,8 @@
 """Figure: a plotly figure that cannot be sent to anybody's cloud, with its words around it.
 
 Needs   a drawn figure and its Caption.
-Yields  Figure; `show_config`; `finish`, which frames a drawing, and `bare`, which takes the frame
-        off.
+Yields  Figure; `show_config`; `finish`, which frames a drawing, and `bare` and `unframed`, which
+        take the frame off.
 
 Plotly 7 puts a "Share chart" button beside every chart that uploads it to a company's server unless
 the configuration forbids it. `show_config` does, and Figure passes it wherever plotly would show or
@@ -127,16 +127,19 @@ def finish(fig: go.Figure, caption: Caption, *, height: int, top: int = 10) -> g
 
 def bare(fig: go.Figure) -> go.Figure:
     """The figure without title, sentence and origin, for a page that writes these around it."""
-    meta = fig.layout.meta
     inner = Figure(fig)
-    inner.layout.annotations = [a for a in fig.layout.annotations if a.name != "origin"]
-    inner.update_layout(
-        title=None,
-        height=fig.layout.height - meta["head_px"] - meta["foot_px"],
-        margin={
-            "t": fig.layout.margin.t - meta["head_px"],
-            "b": fig.layout.margin.b - meta["foot_px"],
-        },
-    )
-    inner.layout.meta = None
+    inner.layout = unframed(fig.layout.to_plotly_json())
     return inner
+
+
+def unframed(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The layout of a finished figure without title, sentence and origin, as JSON of both."""
+    meta, margin = layout["meta"], layout["margin"]
+    inner = {key: value for key, value in layout.items() if key not in ("title", "meta")}
+    return inner | {
+        "annotations": [a for a in layout.get("annotations", ()) if a.get("name") != "origin"],
+        "height": layout["height"] - meta["head_px"] - meta["foot_px"],
+        "margin": {
+            **margin, "t": margin["t"] - meta["head_px"], "b": margin["b"] - meta["foot_px"]
+        },
+    }  # fmt: skip

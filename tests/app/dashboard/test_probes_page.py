@@ -39,7 +39,9 @@ def rises():
 
 @pytest.fixture
 def path(two_arm_run, tmp_path):
-    return shutil.copytree(two_arm_run, tmp_path / "run")
+    path = shutil.copytree(two_arm_run, tmp_path / "run")
+    wb.open_run(path).results.drop()  # other tests may have kept some
+    return path
 
 
 def seen(live, **view):

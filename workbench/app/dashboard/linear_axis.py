@@ -1,6 +1,6 @@
 """Linear axis: one clock for all charts of a page, as the scrubber has it.
 
-Needs   a figure.
+Needs   a figure's layout.
 Yields  `linear`, which puts its logarithmic x axes, and the texts on them, on linear ones.
 
 A figure that stands alone draws a whole run over the logarithm of its steps (figures/clock.py).
@@ -10,26 +10,31 @@ must be the same step on all.
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
+from collections.abc import Mapping
+from typing import Any
 
 
-def linear(fig: go.Figure) -> None:
-    """Changes the figure in place.
+def linear(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """A layout as JSON, changed.
 
     Example:
-        >>> fig = go.Figure(go.Scatter(x=[1, 100], y=[0, 1]))
-        >>> _ = fig.update_xaxes(type="log").add_annotation(x=2, y=1, text="fork", xref="x")
-        >>> linear(fig)
-        >>> fig.layout.xaxis.type, fig.layout.annotations[0].x
-        ('linear', 100.0)
+        >>> found = linear({
+        ...     "xaxis": {"type": "log", "range": [0, 2]},
+        ...     "annotations": [{"x": 2, "xref": "x", "text": "fork"}],
+        ... })
+        >>> found["xaxis"], found["annotations"][0]["x"]
+        ({'type': 'linear', 'range': [1, 100]}, 100.0)
     """
-    logarithmic = set()
-    for axis in fig.select_xaxes():
-        if axis.type == "log":
-            logarithmic.add(axis.plotly_name.replace("axis", ""))
-            limits = None if axis.range is None else [10**end for end in axis.range]
-            axis.update(type="linear", dtick=None, range=limits)
-    for text in fig.layout.annotations:
-        # Of a text plotly wants the logarithm of its place, of a line the place.
-        if text.xref in logarithmic:
-            text.x = 10.0**text.x
+    found, logarithmic = dict(layout), set()
+    for name, axis in layout.items():
+        if name.startswith("xaxis") and axis.get("type") == "log":
+            logarithmic.add(name.replace("axis", ""))
+            found[name] = {k: v for k, v in axis.items() if k != "dtick"} | {"type": "linear"}
+            if axis.get("range") is not None:
+                found[name]["range"] = [10**end for end in axis["range"]]
+    # Of a text plotly wants the logarithm of its place, of a line the place.
+    found["annotations"] = [
+        {**a, "x": 10.0 ** a["x"]} if a.get("xref") in logarithmic else a
+        for a in layout.get("annotations", ())
+    ]
+    return found

@@ -24,7 +24,7 @@ from workbench.app.dashboard.link import links
 from workbench.app.dashboard.view import View
 from workbench.errors import RunNotFound, SchemaError, UsageError
 from workbench.figures.caption import Table, caption_of
-from workbench.figures.figure import bare, show_config
+from workbench.figures.figure import show_config, unframed
 from workbench.figures.page import cell_text
 from workbench.figures.wording import plain
 
@@ -138,12 +138,12 @@ def failure(error: Exception) -> str:
 
 def drawing(figure: go.Figure, follow: str) -> dict[str, Any]:
     """The figure without its frame, as plain JSON."""
-    inner = bare(figure)
-    linear(inner)
-    inner.update_layout(
-        uirevision=follow, autosize=True, margin_r=max(24, inner.layout.margin.r or 0)
-    )
-    return json.loads(str(inner.to_json()))
+    # As plain data: another plotly figure would be checked whole, which takes longer than this.
+    found = json.loads(str(figure.to_json()))
+    layout = linear(unframed(found["layout"]))
+    margin = {**layout["margin"], "r": max(24, layout["margin"].get("r", 0))}
+    layout |= {"uirevision": follow, "autosize": True, "margin": margin}
+    return found | {"layout": layout}
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Any:

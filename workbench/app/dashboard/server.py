@@ -117,9 +117,13 @@ def application(
     live: LiveRun, *, host: str = "127.0.0.1", port: int = 0, token: str = "", prefix: str = "/"
 ) -> Guard:
     """The dashboard of an open run as a WSGI application."""
+    import plotly.io as pio
+
     from workbench.app.dashboard.frame import make_app, warm
     from workbench.app.dashboard.guard import Guard
 
+    # Every figure here has a template of its own, and plotly's would first be checked for each.
+    pio.templates.default = None
     if not _PREFIX.fullmatch(prefix):
         raise UsageError(f"--prefix {prefix!r}: expected a path such as /user/ada/dashboard/.")
     app = make_app(live, prefix)
