@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
@@ -69,13 +70,20 @@ class Shown:
         dim = next((d for d in ("checkpoint", "step") if d in self.result.dims), None)
         if dim is None or dim not in self.result.coords or not asked.stretch:
             return self.result, lines
-        start, stop = asked.start, asked.stop
+        at = self.result[dim].values
+        if not np.issubdtype(at.dtype, np.number):
+            return self.result, lines
         # Weights at the start of a stretch are where it sets out from.
-        low = None if start is None else start + (dim == "step")
-        found = self.result.sel({dim: slice(low, stop)})
+        low = (asked.start or 0) + (dim == "step" and asked.start is not None)
+        stop = asked.stop if asked.stop is not None else max(at, default=0)
+        found = self.result.isel({dim: (at >= low) & (at <= stop)})
         if not found.sizes[dim]:
             raise RunNotFound(f"{self.title}: nothing of it lies in these steps.")
-        return found, [*lines, f"found = found.sel({dim}=slice({low}, {stop}))"]
+        lines += [
+            f"at = found[{dim!r}].values",
+            f"found = found.isel({dim}=(at >= {low}) & (at <= {stop}))",
+        ]
+        return found, lines
 
     def _lines(self) -> list[str]:
         """Python that gives the result. What was asked in a special way is read by its key: nothing

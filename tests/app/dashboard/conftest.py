@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import workbench as wb
 from probes.examine import examine
+from workbench.app.dashboard.view import PAGES
 
 ROOT = Path(__file__).parents[3]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -84,6 +86,71 @@ class Server:
         self.process.stdout.close()
 
 
+class Tab:
+    """A page of the dashboard, and everything that went wrong in it."""
+
+    AXES = """[...document.querySelectorAll('.js-plotly-plot')].flatMap(p =>
+    Object.keys(p._fullLayout).filter(k => /^xaxis[0-9]*$/.test(k)).map(k => p._fullLayout[k])
+        .filter(a => p._fullLayout[a._name.replace('axis', '')] !== null))"""
+    DRAWN = """document.querySelectorAll('.panel').length > 0 &&
+    ![...document.querySelectorAll('.missing')].some(p => p.innerText.startsWith('computing')) &&
+    [...document.querySelectorAll('.plot')].every(p =>
+        p.querySelector('svg.main-svg .trace, svg.main-svg .hm image'))"""
+
+    def __init__(self, browser, url, width=1280):
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.context = browser.new_context(viewport={"width": width, "height": 900})
+        self.page = self.context.new_page()
+        self.page.on("console", lambda m: self.complaints.append(f"{m.type}: {m.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
+        self.page.on("dialog", lambda d: (self.complaints.append(d.message), d.dismiss()))
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.url = url
+        self.goto("")
+
+    def goto(self, query):
+        self.page.goto(self.url + query)
+        self.until(self.DRAWN)
+
+    def show(self, page):
+        """Follows the link to a page of the dashboard."""
+        link = self.page.locator("nav li").nth(PAGES.index(page)).locator("a")
+        words = link.inner_text()
+        link.click()
+        current = "document.querySelector('nav [aria-current=page]').textContent"
+        self.until(f"{current} === {json.dumps(words)} && {self.DRAWN}")
+
+    def until(self, condition, seconds=20):
+        """Waits for a condition in the page, looking at every frame that it draws."""
+        # Not wait_for_function: what it evaluates later our Content-Security-Policy forbids.
+        self.page.evaluate(
+            f"""() => new Promise((done, fail) => {{
+                const began = performance.now();
+                const look = () => {{
+                    let ok = false;
+                    try {{ ok = ({condition}); }} catch (error) {{ ok = false; }}
+                    if (ok) done();
+                    else if (performance.now() - began > {1000 * seconds})
+                        fail(new Error({json.dumps(condition)}));
+                    else requestAnimationFrame(look);
+                }};
+                look();
+            }})"""
+        )
+
+    def ranges(self):
+        """Range of every x axis on the page that counts steps."""
+        found = self.page.evaluate(
+            f"""() => ({self.AXES}).filter(a => a.type === 'linear').map(a => a.range)"""
+        )
+        # A difference between arms is in accuracy or nats.
+        return [(low, high) for low, high in found if high > 10]
+
+    def close(self):
+        self.context.close()
+
+
 @pytest.fixture(scope="module")
 def hostile_run(planted_run):
     """A run whose every name is hostile, and which plans far more steps than it has."""
@@ -143,3 +210,31 @@ def browser():
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def open_tab(browser):
+    """Opens pages of a browser: `open_tab(url, width=)`; all are closed afterwards."""
+    opened = []
+
+    def begin(url: str, width: int = 1280) -> Tab:
+        opened.append(Tab(browser, url, width))
+        return opened[-1]
+
+    yield begin
+    for tab in opened:
+        tab.close()
+
+
+@pytest.fixture(scope="module")
+def tab(open_tab, served):
+    return open_tab(served.url)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_complained_of(request):
+    yield
+    if "tab" in request.fixturenames:
+        tab = request.getfixturevalue("tab")
+        assert tab.complaints == []
+        assert [r for r in tab.requests if not r.startswith((tab.url, "data:", "blob:"))] == []

@@ -191,12 +191,13 @@ def _show_the_address(app: Dash, live: LiveRun, sent: Sent) -> None:
 
 def _whole(live: LiveRun, sent: Sent, search: str | None) -> tuple[Any, ...]:
     moment = live.moment(View.from_query(search))
-    panels, found = _panels(moment), moment.health
+    found = moment.health
+    # Before anything is looked at: what comes meanwhile is news.
+    pulse, panels = moment.pulse(found), _panels(moment)
     shown = [look(panel, _follow(moment)) for panel in panels]
     return (
         _body(moment, panels, shown), _navigation(moment.view),
-        _have(search, moment, found, sent.keep(shown)), *_line(moment, found),
-        *settings(search, moment),
+        _have(search, pulse, sent.keep(shown)), *_line(moment, found), *settings(search, moment),
     )  # fmt: skip
 
 
@@ -235,17 +236,19 @@ def _follow_the_run(app: Dash, live: LiveRun, sent: Sent) -> None:
             try:
                 moment = live.moment(View.from_query(search))
                 found = moment.health
-                line, panels = _line(moment, found), _panels(moment)
+                pulse, line, panels = moment.pulse(found), _line(moment, found), _panels(moment)
             except Exception as error:  # what was shown stays, under a line that says so
                 return (*nothing, no_update, no_update, *_failed(error), no_update, no_update)
-            news = have is not None and have["pulse"] != moment.pulse(found)
+            news = have is not None and have["pulse"] != pulse
             if have is None or have["search"] != (search or "") or not news:
                 return (*nothing, no_update, no_update, *line, no_update, no_update)
             new = [look(panel, _follow(moment)) for panel in panels]
             old = sent.get(have["sent"])
-            said = _have(search, moment, found, sent.keep(new))
+            said = _have(search, pulse, sent.keep(new))
             span = (moment.last_step, told(search, moment))
-            if old is None or [s.missing for s in old] != [s.missing for s in new]:
+            if old is None or [(s.title, s.missing) for s in old] != [
+                (s.title, s.missing) for s in new
+            ]:
                 return (*nothing, _body(moment, panels, new), said, *line, *span)
             was, by_id = {}, {}
             for panel, before, after in zip(panels, old, new, strict=True):
@@ -293,8 +296,8 @@ def _navigation(view: View) -> Any:
     return html.Ul([html.Li(one) for one in links])
 
 
-def _have(search: str | None, moment: Moment, found: Health, word: str) -> dict[str, Any]:
-    return {"search": search or "", "pulse": moment.pulse(found), "sent": word}
+def _have(search: str | None, pulse: str, word: str) -> dict[str, Any]:
+    return {"search": search or "", "pulse": pulse, "sent": word}
 
 
 def _follow(moment: Moment) -> str:

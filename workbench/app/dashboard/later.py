@@ -12,12 +12,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from time import monotonic
 from typing import Any, TypeVar
 
-from workbench.errors import RunNotFound
+from workbench.errors import RunNotFound, WorkbenchError
 
 MOST = 48
 """Results that are kept: those that were asked for last."""
+
+AGAIN_S = 30.0
+"""Seconds after which what failed for a reason that may pass is tried again."""
 
 T = TypeVar("T")
 
@@ -43,6 +47,7 @@ class Later:
         self.done = 0
         """How many results have come: it changes when a page has something new to show."""
         self._kept: OrderedDict[str, tuple[Hashable, Any, Exception | None]] = OrderedDict()
+        self._failed: dict[str, float] = {}
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -61,7 +66,8 @@ class Later:
             if kept is not None:
                 self._kept.move_to_end(name)
             is_new = kept is None or kept[0] != depends_on
-            if is_new and not (self._thread and self._thread.is_alive()):
+            again = monotonic() - self._failed.get(name, monotonic()) > AGAIN_S
+            if (is_new or again) and not (self._thread and self._thread.is_alive()):
                 self._thread = threading.Thread(
                     target=self._run, args=(name, depends_on, compute), name=name, daemon=True
                 )
@@ -86,6 +92,9 @@ class Later:
             found, error = None, raised
         with self._lock:
             self._kept[name] = (depends_on, found, error)
+            self._failed.pop(name, None)
+            if error is not None and not isinstance(error, WorkbenchError):
+                self._failed[name] = monotonic()
             while len(self._kept) > MOST:
-                self._kept.popitem(last=False)
+                self._failed.pop(self._kept.popitem(last=False)[0], None)
             self.done += 1

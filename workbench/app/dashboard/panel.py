@@ -95,6 +95,7 @@ class Shown:
     columns: tuple[str, ...] = ()
     missing: bool = field(default=False)
     """Whether there is nothing to show; `words` say why."""
+    title: str = ""
 
 
 def look(panel: Panel, follow: str) -> Shown:
@@ -103,6 +104,12 @@ def look(panel: Panel, follow: str) -> Shown:
     Args:
         follow: names what was asked for; while it stays, a reader's zoom stays.
     """
+    shown = _look(panel, follow)
+    shown.title = getattr(panel, "title", "")
+    return shown
+
+
+def _look(panel: Panel, follow: str) -> Shown:
     try:
         if isinstance(panel, Chart):
             figure = panel.draw()

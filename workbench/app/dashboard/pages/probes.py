@@ -9,19 +9,20 @@ which says so meanwhile; of results along checkpoints or steps it takes those th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import plotly.graph_objects as go
 
+from probes import registry
 from workbench.app.asked import Asked
 from workbench.app.dashboard.live_run import Moment
 from workbench.app.dashboard.panel import Chart, Links, Listing, Panel
 from workbench.app.kept import kept_results
 from workbench.app.study import Study
 from workbench.errors import RunNotFound
-from workbench.figures.caption import Table
+from workbench.figures.caption import Table, caption_of
 from workbench.figures.wording import plain
 from workbench.run import open_run
 from workbench.store.results import Stored
@@ -33,7 +34,7 @@ def panels(moment: Moment) -> list[Panel]:
     """Which probe, its figure, and all that is kept."""
     try:
         kept = moment.kept()
-    except RunNotFound:  # it is being listed, and the listing says so
+    except Exception:  # it is being listed, or cannot be, and the listing says so
         kept = []
     names = _names(moment, kept)
     shown = moment.view.probe if moment.view.probe in names else next(iter(names), "")
@@ -69,7 +70,7 @@ def _figure(moment: Moment, name: str, kept: list[Stored]) -> go.Figure:
     own = [s for s in kept if s.probe == name]
     # What decides which of them holds, and what its title says. Steps that come change neither.
     state = (
-        sorted((s.key, s.inputs.get("stop", 0) >= moment.last_step) for s in own),
+        sorted((s.key, s.utc, s.inputs.get("stop", 0) >= moment.last_step) for s in own),
         [(c.branch, c.step, c.record.complete) for c in moment.run.checkpoints],
     )
     return moment.live.later.get(
@@ -82,12 +83,23 @@ def _draw(path: Path, arm: str, kept: list[Stored], asked: Asked) -> go.Figure:
     # A run of its own: the pages refresh theirs meanwhile.
     study = Study(open_run(path).arm(arm))
     found = [shown for shown in kept_results(study, of=kept) if shown.branch == arm]
+    if kept[0].probe not in registry.names():
+        raise RunNotFound(
+            f"the probe {kept[0].probe} is not known here: install the package that it is of "
+            f"beside the dashboard."
+        )
     if not found:
         raise RunNotFound(
             f"what is kept of {kept[0].probe} belongs to an earlier state of the run, or of the "
             f"probe; `workbench probe` computes it anew."
         )
-    return found[0].figure(study, asked)
+    figure = found[0].figure(study, asked)
+    if said := found[0].asked.words:
+        # The figure's own title says it, and is not shown on a page.
+        caption = caption_of(figure)
+        caption = replace(caption, notes=(*caption.notes, f"Asked of it: {plain(said)}."))
+        figure.layout.meta = {**figure.layout.meta, "caption": asdict(caption)}
+    return figure
 
 
 def _table(kept: list[Stored]) -> Table:
