@@ -49,6 +49,8 @@ class Later:
         self._kept: OrderedDict[str, tuple[Hashable, Any, Exception | None]] = OrderedDict()
         self._failed: dict[str, float] = {}
         self._thread: threading.Thread | None = None
+        # Not whether the thread lives: it does for a moment after its result was told.
+        self._busy = False
         self._lock = threading.Lock()
 
     def get(self, name: str, depends_on: Hashable, compute: Callable[[], T]) -> T:
@@ -67,7 +69,8 @@ class Later:
                 self._kept.move_to_end(name)
             is_new = kept is None or kept[0] != depends_on
             again = monotonic() - self._failed.get(name, monotonic()) > AGAIN_S
-            if (is_new or again) and not (self._thread and self._thread.is_alive()):
+            if (is_new or again) and not self._busy:
+                self._busy = True
                 self._thread = threading.Thread(
                     target=self._run, args=(name, depends_on, compute), name=name, daemon=True
                 )
@@ -98,3 +101,4 @@ class Later:
             while len(self._kept) > MOST:
                 self._failed.pop(self._kept.popitem(last=False)[0], None)
             self.done += 1
+            self._busy = False
