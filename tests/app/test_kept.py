@@ -41,12 +41,18 @@ def ends():
 
 @pytest.fixture
 def two_arms(two_arm_run, tmp_path):
-    return shutil.copytree(two_arm_run, tmp_path / "run")
+    return _without_results(shutil.copytree(two_arm_run, tmp_path / "run"))
 
 
 @pytest.fixture
 def tiny(tiny_run, tmp_path):
-    return shutil.copytree(tiny_run, tmp_path / "run")
+    return _without_results(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def _without_results(path):
+    """Other tests that share the run may have kept some."""
+    wb.open_run(path).results.drop()
+    return path
 
 
 def _shown(path, branch):
