@@ -31,11 +31,12 @@ def to_fragment(fig: go.Figure, name: str) -> str:
     The numbers stand in a script element of a type that no browser runs; `<`, `>` and `&` are
     written as JSON escapes, so nothing inside can end the element.
     """
-    numbers = str(bare(fig).to_json())
+    inner = bare(fig)
+    numbers = str(inner.to_json())
     for sign in "<>&\u2028\u2029":
         numbers = numbers.replace(sign, f"\\u{ord(sign):04x}")
     said = html.escape(caption_of(fig).sentence)
-    height = bare(fig).layout.height
+    height = inner.layout.height
     return (
         f'<div class="plot" id="{html.escape(name)}" role="figure" aria-label="{said}" '
         f'style="height:{height}px"></div>'

@@ -71,7 +71,7 @@ def _figure(moment: Moment, name: str, kept: list[Stored]) -> go.Figure:
     # What decides which of them holds, and what its title says. Steps that come change neither.
     state = (
         sorted((s.key, s.utc, s.inputs.get("stop", 0) >= moment.last_step) for s in own),
-        [(c.branch, c.step, c.record.complete) for c in moment.run.checkpoints],
+        [(c.branch, c.step, c.record.utc, c.record.complete) for c in moment.run.checkpoints],
     )
     return moment.live.later.get(
         f"probe {name} {arm} {asked}", repr(state),
@@ -80,14 +80,14 @@ def _figure(moment: Moment, name: str, kept: list[Stored]) -> go.Figure:
 
 
 def _draw(path: Path, arm: str, kept: list[Stored], asked: Asked) -> go.Figure:
-    # A run of its own: the pages refresh theirs meanwhile.
-    study = Study(open_run(path).arm(arm))
-    found = [shown for shown in kept_results(study, of=kept) if shown.branch == arm]
     if kept[0].probe not in registry.names():
         raise RunNotFound(
             f"the probe {kept[0].probe} is not known here: install the package that it is of "
             f"beside the dashboard."
         )
+    # A run of its own: the pages refresh theirs meanwhile.
+    study = Study(open_run(path).arm(arm))
+    found = [shown for shown in kept_results(study, of=kept) if shown.branch == arm]
     if not found:
         raise RunNotFound(
             f"what is kept of {kept[0].probe} belongs to an earlier state of the run, or of the "
